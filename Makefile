@@ -1,0 +1,24 @@
+# `make demo` and `make test` need python 3.10 or newer with venv, and a package index; nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test bench clean
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/mixcontrast demo
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest -m 'not slow and not gpu'
+
+bench: $(VENV)/.installed
+	$(BIN)/python eval/bench_mixers.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,1 @@
+"""Hard examples for contrastive and metric learning, mixed without building an embedding."""
