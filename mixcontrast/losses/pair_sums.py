@@ -1,0 +1,196 @@
+"""Pair-sum losses: a sum over positives and a sum over negatives of each anchor, each under a function of its own.
+
+Their general form is Metrix's (Venkataramanan, Psomas et al., ICLR 2022, arXiv 2106.04990, equation 3); a target `t`
+between 0 and 1 counts `t` as a positive and `1 - t` as a negative.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mixcontrast.losses.base import Loss, positive_number
+from mixcontrast.losses.rowsums import log_sum_exp, mean_or_zero, negatives, positives, weighted_sum
+from mixcontrast.pairs import Pairs
+
+
+class ContrastiveLoss(Loss):
+    """Pulls positives together and pushes negatives below a margin.
+
+    Per anchor, the mean over its positives of `[positive_margin - s]+` plus the mean over its negatives of
+    `[s - negative_margin]+`, with `s` the cosine. With `euclidean=True`, on unit vectors at distance
+    `d = sqrt(2 - 2s)`: the means of `[d - positive_margin]+` and `[negative_margin - d]+`.
+
+    Args:
+        positive_margin: in cosine (default 1: every positive is pulled) or distance (default 0).
+        negative_margin: in cosine (default 0.5, Metrix's) or distance (default 1).
+        euclidean: margins and loss in Euclidean distance instead of cosine.
+
+    Called with `(embeddings (A, D), labels (A,))`; raises as `Pairs.from_labels`.
+
+    Source: Hadsell, Chopra, LeCun, CVPR 2006. Differs: linear hinges, and means where Metrix's table has sums, so that
+    the loss does not grow with the batch; equal to pytorch-metric-learning's ContrastiveLoss with a MeanReducer when
+    classes are balanced.
+
+    >>> loss = ContrastiveLoss()
+    >>> loss(torch.tensor([[1., 0.], [1., 0.], [0., 1.]]), torch.tensor([0, 0, 1]))
+    tensor(0.)
+    """
+
+    def __init__(
+        self, *, positive_margin: float | None = None, negative_margin: float | None = None, euclidean: bool = False
+    ) -> None:
+        super().__init__()
+        self.euclidean = euclidean
+        self.positive_margin = (0.0 if euclidean else 1.0) if positive_margin is None else positive_margin
+        self.negative_margin = (1.0 if euclidean else 0.5) if negative_margin is None else negative_margin
+
+    def tables(self, embeddings: Tensor, labels: Tensor) -> tuple[Pairs]:
+        return (Pairs.from_labels(embeddings, labels),)
+
+    def rows(self, pairs: Pairs) -> Tensor:
+        if self.euclidean:
+            pull = mean_or_zero(
+                *weighted_sum(*positives(pairs), lambda s: F.relu(unit_distance(s) - self.positive_margin))
+            )
+            push = mean_or_zero(
+                *weighted_sum(*negatives(pairs), lambda s: F.relu(self.negative_margin - unit_distance(s)))
+            )
+        else:
+            pull = mean_or_zero(*weighted_sum(*positives(pairs), lambda s: F.relu(self.positive_margin - s)))
+            push = mean_or_zero(*weighted_sum(*negatives(pairs), lambda s: F.relu(s - self.negative_margin)))
+        return pull + push
+
+
+class BinomialDevianceLoss(Loss):
+    """A smooth contrastive loss: `softplus` in place of the hinge.
+
+    Per anchor, the mean over positives of `log(1 + e^(-beta (s - margin)))` plus the mean over negatives of
+    `log(1 + e^(gamma (s - margin)))`.
+
+    Args:
+        beta: slope on positives, > 0.
+        gamma: slope on negatives, > 0.
+        margin: the cosine between positives and negatives.
+
+    Called with `(embeddings (A, D), labels (A,))`; raises as `Pairs.from_labels`.
+
+    Source: Yi, Lei, Li, ICPR 2014, arXiv 1407.4979 (beta 2, margin 0.5, negatives weighted 25 by default there).
+    """
+
+    def __init__(self, *, beta: float = 2.0, gamma: float = 50.0, margin: float = 0.5) -> None:
+        super().__init__()
+        positive_number(beta=beta, gamma=gamma)
+        self.beta, self.gamma, self.margin = beta, gamma, margin
+
+    def tables(self, embeddings: Tensor, labels: Tensor) -> tuple[Pairs]:
+        return (Pairs.from_labels(embeddings, labels),)
+
+    def rows(self, pairs: Pairs) -> Tensor:
+        pull = weighted_sum(*positives(pairs), lambda s: F.softplus(-self.beta * (s - self.margin)))
+        push = weighted_sum(*negatives(pairs), lambda s: F.softplus(self.gamma * (s - self.margin)))
+        return mean_or_zero(*pull) + mean_or_zero(*push)
+
+
+class MultiSimilarityLoss(Loss):
+    """Weighs each pair by its own similarity and by those of the anchor's other pairs.
+
+    Per anchor `log(1 + sum_positives e^(-alpha (s - base))) / alpha + log(1 + sum_negatives e^(beta (s - base))) / beta`.
+
+    Args:
+        alpha: slope on positives, > 0.
+        beta: slope on negatives, > 0.
+        base: the cosine between positives and negatives.
+
+    Called with `(embeddings (A, D), labels (A,))`; raises as `Pairs.from_labels`.
+
+    Source: Wang et al., CVPR 2019, arXiv 1904.06627, without the mining step; the defaults are its own. Metrix trains
+    it with alpha 18, beta 75, base 0.77. Equal to pytorch-metric-learning's where every anchor has a positive.
+    """
+
+    def __init__(self, *, alpha: float = 2.0, beta: float = 50.0, base: float = 0.5) -> None:
+        super().__init__()
+        positive_number(alpha=alpha, beta=beta)
+        self.alpha, self.beta, self.base = alpha, beta, base
+
+    def tables(self, embeddings: Tensor, labels: Tensor) -> tuple[Pairs]:
+        return (Pairs.from_labels(embeddings, labels),)
+
+    def rows(self, pairs: Pairs) -> Tensor:
+        pull = F.softplus(log_sum_exp(*positives(pairs), -self.alpha) + self.alpha * self.base)
+        push = F.softplus(log_sum_exp(*negatives(pairs), self.beta) - self.beta * self.base)
+        return pull / self.alpha + push / self.beta
+
+
+class LiftedStructureLoss(Loss):
+    """Hardest positive against hardest negative, both softened.
+
+    Per anchor `[log sum_positives e^(positive_margin - s) + log sum_negatives e^(s - negative_margin)]+`.
+
+    Args:
+        positive_margin: cosine.
+        negative_margin: cosine.
+
+    Called with `(embeddings (A, D), labels (A,))`; raises as `Pairs.from_labels`.
+
+    Source: Oh Song et al., CVPR 2016, arXiv 1511.06452, in the form per anchor of Hermans et al., arXiv 1703.07737
+    (pytorch-metric-learning's GeneralizedLiftedStructureLoss under cosine). A row without negatives counts as 0.
+    """
+
+    def __init__(self, *, positive_margin: float = 0.0, negative_margin: float = 1.0) -> None:
+        super().__init__()
+        self.positive_margin, self.negative_margin = positive_margin, negative_margin
+
+    def tables(self, embeddings: Tensor, labels: Tensor) -> tuple[Pairs]:
+        return (Pairs.from_labels(embeddings, labels),)
+
+    def rows(self, pairs: Pairs) -> Tensor:
+        pull = log_sum_exp(*positives(pairs), -1.0) + self.positive_margin
+        push = log_sum_exp(*negatives(pairs), 1.0) - self.negative_margin
+        usable = torch.isfinite(pull) & torch.isfinite(push)
+        return F.relu(torch.where(usable, pull, 0.0) + torch.where(usable, push, 0.0)).where(usable, 0.0)
+
+
+class NCALoss(Loss):
+    """Neighbourhood components: the chance that a random neighbour, drawn by similarity, is a positive.
+
+    Per anchor `-log(sum_positives e^(s/temperature) / sum_all e^(s/temperature))`.
+
+    Args:
+        temperature: divides, > 0. For pytorch-metric-learning's NCALoss(softmax_scale), which reads squared distances
+            of unit vectors, it is `1 / (2 * softmax_scale)`.
+        positives_in_denominator: False leaves them out, the form of Metrix's table.
+
+    Called with `(embeddings (A, D), labels (A,))`; raises as `Pairs.from_labels`.
+
+    Source: Goldberger et al., NeurIPS 2004.
+    """
+
+    def __init__(self, *, temperature: float = 0.5, positives_in_denominator: bool = True) -> None:
+        super().__init__()
+        positive_number(temperature=temperature)
+        self.temperature, self.positives_in_denominator = temperature, positives_in_denominator
+
+    def tables(self, embeddings: Tensor, labels: Tensor) -> tuple[Pairs]:
+        return (Pairs.from_labels(embeddings, labels),)
+
+    def rows(self, pairs: Pairs) -> Tensor:
+        return nca_rows(pairs, self.temperature, self.positives_in_denominator)
+
+
+def nca_rows(pairs: Pairs, temperature: float, positives_in_denominator: bool) -> Tensor:
+    """(A,) `log sum_denominator - log sum_positives`; 0 in rows where either is empty."""
+    scale = pairs.logit_scale if pairs.logit_scale is not None else 1 / temperature
+    near = log_sum_exp(*positives(pairs), scale)
+    if positives_in_denominator:
+        every = log_sum_exp([b.similarity for b in pairs], [b.weight for b in pairs], scale)
+    else:
+        every = log_sum_exp(*negatives(pairs), scale)
+    usable = torch.isfinite(near) & torch.isfinite(every)
+    return torch.where(usable, every, 0.0) - torch.where(usable, near, 0.0)
+
+
+def unit_distance(cosine: Tensor) -> Tensor:
+    """Euclidean distance of unit vectors at a cosine; bounded below by 1e-6, where its gradient ends."""
+    return (2 - 2 * cosine).clamp(min=1e-12).sqrt()

@@ -1,0 +1,159 @@
+"""Weighted sums over the columns of a table, over all its blocks, without joining them.
+
+Weights enter a log-sum-exp as log weights; cells of weight 0 are left out. Weights carry no gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from mixcontrast.pairs import Cells
+
+_CHUNK = 1 << 18  # cells of a CPU's pass over a large block: one megabyte of float32 stays in its cache
+
+
+def log_sum_exp(similarities: Sequence[Tensor], weights: Sequence[Cells], scale: Tensor | float) -> Tensor:
+    """`log sum_x w_x * exp(scale * s_x)` over the columns of all blocks.
+
+    Args:
+        similarities: (A, C_b) each.
+        weights: for each block a number, or a bool or float table that broadcasts to it; >= 0, no gradient.
+        scale: multiplies; a number or a 0-dimensional tensor, of either sign.
+
+    Returns:
+        (A,); -inf, with gradient 0, where every weight of the row is 0.
+    """
+    used = [(s, w) for s, w in zip(similarities, weights, strict=True) if isinstance(w, Tensor) or w > 0]
+    if not used:
+        return similarities[0].new_full((similarities[0].shape[0],), -torch.inf)
+    similarities, weights = [s for s, _ in used], [w for _, w in used]
+    if torch.compiler.is_compiling():
+        logits = [_logits(s, w, scale) for s, w in used]
+        return _combine([_row_log_sum_exp(x) for x in logits])
+    if not isinstance(scale, Tensor):
+        scale = similarities[0].new_tensor(scale)
+    return _LogSumExp.apply(scale.to(similarities[0].dtype), weights, *similarities)
+
+
+def _logits(similarity: Tensor, weight: Cells, scale: Tensor | float) -> Tensor:
+    """A new table `scale * similarity + log(weight)`, -inf where the weight is 0."""
+    logits = similarity * scale
+    if isinstance(weight, Tensor):
+        if weight.dtype == torch.bool:
+            return logits.masked_fill(~weight, -torch.inf)
+        return logits + weight.to(logits.dtype).log()
+    return logits if weight == 1.0 else logits + torch.tensor(weight, dtype=logits.dtype).log().item()
+
+
+def _row_log_sum_exp(logits: Tensor) -> Tensor:
+    most = logits.detach().amax(dim=1, keepdim=True)
+    most = torch.where(most == -torch.inf, 0.0, most)
+    total = (logits - most).exp().sum(dim=1)
+    return torch.where(total > 0, total, 1.0).log().where(total > 0, -torch.inf) + most.squeeze(1)
+
+
+def _combine(rows: list[Tensor]) -> Tensor:
+    return rows[0] if len(rows) == 1 else _row_log_sum_exp(torch.stack(rows, dim=1))
+
+
+class _LogSumExp(torch.autograd.Function):
+    """Keeps the similarities, which are alive anyway, and one number a row; the backward pass makes one table."""
+
+    @staticmethod
+    def forward(ctx, scale: Tensor, weights: list[Cells], *similarities: Tensor) -> Tensor:
+        parts = []
+        for similarity, weight in zip(similarities, weights, strict=True):
+            rows = similarity.new_empty(similarity.shape[0])
+            for part in _row_chunks(similarity):
+                logits = _logits(similarity[part], _part(weight, part), scale)
+                most = logits.amax(dim=1, keepdim=True)
+                most = torch.where(most == -torch.inf, 0.0, most)
+                rows[part] = logits.sub_(most).exp_().sum(dim=1).log_() + most.squeeze(1)
+            parts.append(rows)
+        total = parts[0] if len(parts) == 1 else torch.logsumexp(torch.stack(parts), dim=0)
+        ctx.weights = weights
+        ctx.save_for_backward(scale, total, *similarities)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        scale, total, *similarities = ctx.saved_tensors
+        total = torch.where(total == -torch.inf, 0.0, total)[:, None]
+        grad = grad[:, None]
+        of_scale = torch.zeros_like(scale) if ctx.needs_input_grad[0] else None
+        of_blocks: list[Tensor | None] = []
+        for block, (similarity, weight) in enumerate(zip(similarities, ctx.weights, strict=True)):
+            wanted = ctx.needs_input_grad[2 + block]
+            if not wanted and of_scale is None:
+                of_blocks.append(None)
+                continue
+            table = torch.empty_like(similarity) if wanted else None
+            for part in _row_chunks(similarity):
+                share = _logits(similarity[part], _part(weight, part), scale).sub_(total[part]).exp_()
+                share.mul_(grad[part])
+                if of_scale is not None:
+                    of_scale += torch.dot(share.flatten(), similarity[part].flatten())
+                if table is not None:
+                    torch.mul(share, scale, out=table[part])
+            of_blocks.append(table)
+        return of_scale, None, *of_blocks
+
+
+def _row_chunks(table: Tensor) -> list[slice]:
+    rows, columns = table.shape
+    step = max(1, _CHUNK // max(columns, 1)) if table.device.type == "cpu" and table.is_contiguous() else max(rows, 1)
+    return [slice(start, start + step) for start in range(0, rows, step)]
+
+
+def _part(weight: Cells, rows: slice) -> Cells:
+    return weight[rows] if isinstance(weight, Tensor) and weight.shape[0] > 1 else weight
+
+
+def weighted_sum(
+    similarities: Sequence[Tensor], weights: Sequence[Cells], of: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """`sum_x w_x * of(s_x)` and `sum_x w_x` over the columns of all blocks; (A,) each.
+
+    Cells of weight 0 are left out, so that `of` may be infinite there.
+    """
+    total = similarities[0].new_zeros(similarities[0].shape[0])
+    count = total
+    for similarity, weight in zip(similarities, weights, strict=True):
+        if isinstance(weight, Tensor):
+            values = of(similarity)
+            if weight.dtype == torch.bool:
+                total = total + torch.where(weight, values, 0.0).sum(dim=1)
+                count = count + weight.expand_as(values).sum(dim=1)
+            else:
+                weight = weight.to(values.dtype).expand_as(values)
+                total = total + (torch.where(weight > 0, values, 0.0) * weight).sum(dim=1)
+                count = count + weight.sum(dim=1)
+        elif weight > 0:
+            total = total + weight * of(similarity).sum(dim=1)
+            count = count + weight * similarity.shape[1]
+    return total, count
+
+
+def mean_or_zero(total: Tensor, count: Tensor) -> Tensor:
+    """(A,) `total / count`, 0 with gradient 0 where there is nothing to average."""
+    return total / torch.where(count > 0, count, 1.0)
+
+
+def positives(pairs) -> tuple[list[Tensor], list[Cells]]:
+    """Similarities and positive weights of the blocks that can hold a positive."""
+    return _select(pairs, [block.positive for block in pairs])
+
+
+def negatives(pairs) -> tuple[list[Tensor], list[Cells]]:
+    """Similarities and negative weights of the blocks that can hold a negative."""
+    return _select(pairs, [block.negative for block in pairs])
+
+
+def _select(pairs, weights: list[Cells]) -> tuple[list[Tensor], list[Cells]]:
+    used = [(b.similarity, w) for b, w in zip(pairs, weights, strict=True) if isinstance(w, Tensor) or w > 0]
+    if not used:
+        return [pairs.blocks[0].similarity], [0.0]
+    return [s for s, _ in used], [w for _, w in used]

@@ -1,0 +1,153 @@
+"""Softmax losses: cross-entropy of each row's similarities with its targets."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mixcontrast.losses.base import Loss, positive_number
+from mixcontrast.losses.rowsums import log_sum_exp, mean_or_zero, negatives, positives, weighted_sum
+from mixcontrast.pairs import Pairs
+from mixcontrast.queue import KeyQueue
+
+
+class InfoNCE(Loss):
+    """Self-supervision: each example's other view (or key) against all the others.
+
+    Per anchor, the mean over its positives of `-log(e^(s+/temperature) / (e^(s+/temperature) + sum_negatives
+    e^(s/temperature)))`; with one positive an anchor, the usual cross-entropy.
+
+    Args:
+        temperature: divides, > 0; 0.5 and 0.1 are common with SimCLR, 0.07 and 0.2 with MoCo.
+        queue: a KeyQueue of earlier keys; with it the loss is MoCo's, and each training step enqueues its keys.
+
+    Called with `(view1 (B, D), view2 (B, D))` without a queue: SimCLR's NT-Xent, 2B anchors. With a queue, with
+    `(query, key)` or `(query, key, labels)`: gradient reaches the query only, and `labels` leave out queue keys of the
+    query's own class. Raises as `Pairs.from_views` and `Pairs.from_queue`.
+
+    Source: van den Oord et al., arXiv 1807.03748; SimCLR, arXiv 2002.05709; MoCo, arXiv 1911.05722.
+    """
+
+    def __init__(self, *, temperature: float = 0.1, queue: KeyQueue | None = None) -> None:
+        super().__init__()
+        positive_number(temperature=temperature)
+        self.temperature = temperature
+        self.queue = queue
+
+    def tables(self, query: Tensor, key: Tensor, labels: Tensor | None = None) -> tuple[Pairs]:
+        if self.queue is not None:
+            return (self.queue.pairs(query, key, labels, enqueue=self.training),)
+        if isinstance(key, Tensor) and not key.is_floating_point():
+            raise TypeError(
+                f"InfoNCE compares two views, (B, D) floats each. Got {key.dtype} {tuple(key.shape)} as the second; "
+                "for class labels use SupConLoss()(embeddings, labels)."
+            )
+        if labels is not None:
+            raise TypeError("InfoNCE reads labels only with a queue (class oracle). Got labels; pass queue=KeyQueue().")
+        return (Pairs.from_views(query, key),)
+
+    def rows(self, pairs: Pairs) -> Tensor:
+        scale = _scale(pairs, self.temperature)
+        push = log_sum_exp(*negatives(pairs), scale)  # (A,)
+        return mean_or_zero(*weighted_sum(*positives(pairs), lambda s: F.softplus(push[:, None] - s * scale)))
+
+
+class SupConLoss(Loss):
+    """Supervised contrastive: cross-entropy of each anchor with all its positives at once.
+
+    Per anchor, the mean over its positives of `-(s+/temperature - log sum_all w * e^(s/temperature))`; the sum runs
+    over every pair but the anchor's own, with its weight.
+
+    Args:
+        temperature: divides, > 0.
+
+    Called with `(embeddings (A, D), labels (A,))`; raises as `Pairs.from_labels`. For two views, pass
+    `torch.cat([view1, view2])` and `labels.repeat(2)`.
+
+    Source: Khosla et al., NeurIPS 2020, arXiv 2004.11362, equation 2 ("out"), without its factor of the temperature.
+    """
+
+    def __init__(self, *, temperature: float = 0.1) -> None:
+        super().__init__()
+        positive_number(temperature=temperature)
+        self.temperature = temperature
+
+    def tables(self, embeddings: Tensor, labels: Tensor) -> tuple[Pairs]:
+        return (Pairs.from_labels(embeddings, labels),)
+
+    def rows(self, pairs: Pairs) -> Tensor:
+        return cross_entropy_rows(pairs, _scale(pairs, self.temperature))
+
+
+class RankNContrastLoss(Loss):
+    """Regression: embeddings ordered as their real-valued labels are.
+
+    Per anchor `i`, the mean over `j != i` of `-log(e^(s_ij/t) / sum e^(s_ik/t))`, the sum over all `k` at least as far
+    from `i` in label as `j` is; `s` is minus the Euclidean distance, of embeddings of any length.
+    Sorted by label distance and summed from the far end: A^2 log A work, A^2 memory.
+
+    Args:
+        temperature: divides, > 0.
+        normalize: divide embeddings by their length first; the authors do not.
+
+    Called with `(embeddings (A, D), values (A,) or (A, L))`; label distance is Euclidean over L. Raises as
+    `Pairs.from_values`. Mixers are refused: it reads label distances that mixtures do not carry.
+
+    Source: Zha et al., NeurIPS 2023, arXiv 2210.01189, equation 1.
+    """
+
+    soft_targets = False
+    mixtures = False
+
+    def __init__(self, *, temperature: float = 2.0, normalize: bool = False) -> None:
+        super().__init__()
+        positive_number(temperature=temperature)
+        self.temperature, self.normalize = temperature, normalize
+
+    def tables(self, embeddings: Tensor, values: Tensor) -> tuple[Pairs]:
+        return (Pairs.from_values(embeddings, values, normalize=self.normalize),)
+
+    def kept(self, pairs: Pairs) -> Tensor:
+        return torch.ones(len(pairs.anchors), dtype=torch.bool, device=pairs.anchors.device)
+
+    def rows(self, pairs: Pairs) -> Tensor:
+        (block,) = pairs.blocks
+        squared = pairs.anchors.square().sum(dim=1)[:, None] + block.candidates.square().sum(dim=1)[None, :]
+        near = squared - 2 * block.similarity
+        logits = -near.clamp(min=1e-12).sqrt() / self.temperature  # (A, A)
+        far = label_distance(pairs).to(logits.dtype)
+        itself = torch.eye(len(far), dtype=torch.bool, device=far.device)
+        falling, order = torch.where(itself, -torch.inf, far).sort(dim=1, descending=True)  # the anchor itself last
+        sorted_logits = logits.gather(1, order)[:, :-1]
+        running = torch.logcumsumexp(sorted_logits, dim=1)  # over k at least as far
+        rising = (-falling[:, :-1]).contiguous()
+        last = torch.searchsorted(rising, rising, right=True) - 1  # ties share one set: up to the last of them
+        return (running.gather(1, last) - sorted_logits).mean(dim=1)
+
+
+def label_distance(pairs: Pairs) -> Tensor:
+    """(A, C) Euclidean distance of the real-valued labels, for one dimension their absolute difference.
+
+    Raises:
+        TypeError: the table was not built from values.
+    """
+    if pairs.anchor_labels is None or not pairs.anchor_labels.is_floating_point():
+        raise TypeError("A regression loss needs real values. Got a table without; build it by Pairs.from_values.")
+    mine, theirs = pairs.anchor_labels, pairs.candidate_labels
+    if mine.ndim == 1:
+        return (mine[:, None] - theirs[None, :]).abs()
+    return torch.linalg.vector_norm(mine[:, None] - theirs[None, :], dim=-1)
+
+
+def cross_entropy_rows(pairs: Pairs, scale: Tensor | float) -> Tensor:
+    """(A,) `log sum_all w e^(scale s) - scale * mean_positives s`."""
+    every = log_sum_exp([b.similarity for b in pairs], [b.weight for b in pairs], scale)
+    near, count = weighted_sum(*positives(pairs), lambda s: s)
+    return torch.where(torch.isfinite(every), every, 0.0) - scale * mean_or_zero(near, count)
+
+
+def _scale(pairs: Pairs, temperature: float) -> Tensor | float:
+    return pairs.logit_scale if pairs.logit_scale is not None else 1 / temperature
+
+

@@ -1,0 +1,127 @@
+"""A first-in, first-out queue of keys, for contrastive losses with more negatives than the batch holds."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mixcontrast.pairs import Pairs, check_embeddings, check_labels, unit
+
+
+class KeyQueue(nn.Module):
+    """The last `size` keys, as unit vectors, with optional class labels.
+
+    Keys, labels, pointer and fill are all in the state dict, so a resumed run goes on with the queue it had. Only
+    filled places are read. A batch need not divide the size: what passes the end is written from the start on; of a
+    batch larger than the queue the last `size` keys stay.
+
+    Args:
+        size: how many keys it holds (K); MoCo's 65536, or 16384.
+        dim: the width of a key (D).
+        labels: whether a class label is kept with each key.
+
+    Raises:
+        ValueError: `size` or `dim` below 1.
+
+    Source: He et al., CVPR 2020, arXiv 1911.05722. Differs: it starts empty, where MoCo starts with random vectors.
+
+    >>> queue = KeyQueue(4, 2)
+    >>> queue.enqueue(torch.eye(2).repeat(3, 1)[:3])
+    >>> queue.fill, queue.pointer, tuple(queue.keys.shape)
+    (3, 3, (3, 2))
+    """
+
+    def __init__(self, size: int, dim: int, *, labels: bool = False) -> None:
+        super().__init__()
+        if size < 1 or dim < 1:
+            raise ValueError(f"A queue needs a size and a dim of at least 1. Got size {size}, dim {dim}.")
+        self.size, self.dim = size, dim
+        self.pointer, self.fill = 0, 0
+        self.register_buffer("key_buffer", torch.zeros(size, dim))
+        self.register_buffer("label_buffer", torch.zeros(size, dtype=torch.long) if labels else None)
+
+    @property
+    def keys(self) -> Tensor:
+        """(fill, D) the keys held, a view."""
+        return self.key_buffer[: self.fill]
+
+    @property
+    def labels(self) -> Tensor | None:
+        """(fill,) their class labels, a view; None where none are kept."""
+        return None if self.label_buffer is None else self.label_buffer[: self.fill]
+
+    @torch.no_grad()
+    def enqueue(self, keys: Tensor, labels: Tensor | None = None) -> None:
+        """Writes keys over the oldest ones.
+
+        Args:
+            keys: (B, D) floats of any length; they are divided by their Euclidean length.
+            labels: (B,) integers, where the queue keeps labels.
+
+        Raises:
+            ValueError: keys of another width, NaN or zero keys on a CPU, labels missing or given in vain.
+        """
+        check_embeddings("keys", keys)
+        self._check_width("keys", keys)
+        self._check_labels(labels, keys)
+        keys = unit(keys)[-self.size :].to(self.key_buffer.dtype)
+        first = min(len(keys), self.size - self.pointer)  # up to the end of the buffer, then from its start
+        self.key_buffer[self.pointer : self.pointer + first] = keys[:first]
+        self.key_buffer[: len(keys) - first] = keys[first:]
+        if labels is not None:
+            labels = labels[-self.size :]
+            self.label_buffer[self.pointer : self.pointer + first] = labels[:first]
+            self.label_buffer[: len(labels) - first] = labels[first:]
+        self.pointer = (self.pointer + len(keys)) % self.size
+        self.fill = min(self.fill + len(keys), self.size)
+
+    def pairs(self, query: Tensor, key: Tensor, labels: Tensor | None = None, *, enqueue: bool) -> Pairs:
+        """The table of queries against their keys and the queue as it stands; then takes the keys in.
+
+        Args:
+            query: (A, D) floats.
+            key: (A, D) floats, detached.
+            labels: (A,) integers, where the queue keeps labels: keys of the query's own class are left out.
+            enqueue: whether the keys join the queue, after the table is made.
+
+        Raises:
+            ValueError: as `Pairs.from_queue` and `enqueue`.
+        """
+        check_embeddings("query", query)
+        self._check_width("query", query)
+        self._check_labels(labels, query)
+        keys, queue_labels = self.keys, self.labels
+        if enqueue and query.requires_grad:
+            keys = keys.clone()  # the backward pass reads the keys of this step, and enqueue writes over some
+        table = Pairs.from_queue(query, key, keys, labels=labels, queue_labels=queue_labels)
+        if enqueue:
+            self.enqueue(key.detach(), labels)
+        return table
+
+    def get_extra_state(self) -> Tensor:
+        """Pointer and fill, for the state dict."""
+        return torch.tensor([self.pointer, self.fill])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Pointer and fill, from a state dict."""
+        self.pointer, self.fill = (int(number) for number in state)
+
+    def extra_repr(self) -> str:
+        return f"size={self.size}, dim={self.dim}, labels={self.label_buffer is not None}"
+
+    def _check_width(self, name: str, embeddings: Tensor) -> None:
+        if embeddings.shape[1] != self.dim:
+            raise ValueError(
+                f"`{name}` must be as wide as the queue. Got {name} {tuple(embeddings.shape)}, queue "
+                f"({self.size}, {self.dim}); make the queue with KeyQueue({self.size}, {embeddings.shape[1]})."
+            )
+
+    def _check_labels(self, labels: Tensor | None, embeddings: Tensor) -> None:
+        if (labels is None) != (self.label_buffer is None):
+            raise ValueError(
+                "A queue keeps labels for all keys or for none. Got "
+                + ("labels, and a queue without" if labels is not None else "no labels, and a queue with")
+                + f" them; make it with KeyQueue({self.size}, {self.dim}, labels={labels is not None})."
+            )
+        if labels is not None:
+            check_labels(labels, embeddings)
