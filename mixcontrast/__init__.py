@@ -16,6 +16,7 @@ from mixcontrast.losses import (
     SupConLoss,
     TripletLoss,
 )
+from mixcontrast.mixers import GeodesicMixup, Metrix, Mixer, MixTerm, MoCHi, SupReMix
 from mixcontrast.mixing import Geodesic, Linear
 from mixcontrast.pairs import Block, Pairs
 from mixcontrast.queue import KeyQueue
@@ -28,11 +29,16 @@ __all__ = [
     "ClipLoss",
     "ContrastiveLoss",
     "Geodesic",
+    "GeodesicMixup",
     "InfoNCE",
     "KeyQueue",
     "LiftedStructureLoss",
     "Linear",
     "Loss",
+    "Metrix",
+    "MixTerm",
+    "Mixer",
+    "MoCHi",
     "MultiSimilarityLoss",
     "NCALoss",
     "Pairs",
@@ -41,5 +47,6 @@ __all__ = [
     "RankNContrastLoss",
     "SigLipLoss",
     "SupConLoss",
+    "SupReMix",
     "TripletLoss",
 ]

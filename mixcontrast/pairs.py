@@ -270,7 +270,8 @@ class Pairs:
                 "The class oracle needs the labels of the queries and of the queue. Got only "
                 f"{'the queue' if labels is None else 'the queries'}'s; give both or neither."
             )
-        anchors, key = unit(query), unit(key.detach())
+        anchors = unit(query)
+        key, queue = unit(key.detach()).to(anchors.dtype), queue.to(anchors.dtype)
         weight: Cells = 1.0
         if len(queue) == 0:
             if len(query) < 2:
@@ -315,7 +316,8 @@ class Pairs:
                 "Image and text pairs need a batch of at least two, else there are no negatives. "
                 f"Got image_features {_shape(image_features)}; use a larger batch."
             )
-        image, text = wide(image_features), wide(text_features)
+        image = wide(image_features)
+        text = wide(text_features).to(image.dtype)
         target = torch.eye(len(image), dtype=torch.bool, device=image.device)
         similarity = similarity_table(image, text)
         to_text = Pairs(image, (Block(similarity, target, 1.0, text),), None, None, logit_scale, logit_bias)
@@ -348,7 +350,8 @@ class Pairs:
                 f"Got labels from {int(labels.min())} to {int(labels.max())}; set num_classes or renumber them."
             )
         classes = torch.arange(len(proxies), device=labels.device)
-        anchors, candidates = unit(embeddings), unit(proxies)
+        anchors = unit(embeddings)
+        candidates = unit(proxies).to(anchors.dtype)
         block = Block(similarity_table(anchors, candidates), labels[:, None] == classes, 1.0, candidates)
         return Pairs(anchors, (block,), labels, classes)
 

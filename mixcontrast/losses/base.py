@@ -48,7 +48,8 @@ class Loss(nn.Module, ABC):
             if not bool(kept.any()):
                 raise ValueError(
                     f"{type(self).__name__} needs at least one anchor with a positive. "
-                    f"Got none among {pairs.shape[0]} anchors and {pairs.shape[1]} columns; sample two examples a class."
+                    f"Got none among {pairs.shape[0]} anchors and {pairs.shape[1]} columns; "
+                    "sample two examples a class."
                 )
         return torch.where(kept, self.rows(pairs), 0.0).sum() / kept.sum()
 

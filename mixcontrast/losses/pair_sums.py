@@ -96,7 +96,8 @@ class BinomialDevianceLoss(Loss):
 class MultiSimilarityLoss(Loss):
     """Weighs each pair by its own similarity and by those of the anchor's other pairs.
 
-    Per anchor `log(1 + sum_positives e^(-alpha (s - base))) / alpha + log(1 + sum_negatives e^(beta (s - base))) / beta`.
+    Per anchor `log(1 + sum_positives e^(-alpha (s - base))) / alpha` plus
+    `log(1 + sum_negatives e^(beta (s - base))) / beta`.
 
     Args:
         alpha: slope on positives, > 0.

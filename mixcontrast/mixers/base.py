@@ -1,0 +1,177 @@
+"""What every mixer shares: it wraps a loss, or another mixer, and is used like one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixcontrast.losses.base import Loss, mean_over_tables
+from mixcontrast.mixing import Interpolation, anchor_side, needs_cosine
+from mixcontrast.pairs import Block, Pairs
+
+_CHUNK = 1 << 19  # numbers of two gathered rows that are alive at once: two megabytes of float32, near a core's cache
+
+
+class Mixer(nn.Module, ABC):
+    """A criterion that makes harder examples out of a table before its loss reads it.
+
+    Random numbers are drawn apart from the arithmetic: `draw` takes a generator, `mix` is pure, differentiable and
+    compiles in one graph. The same draw gives the same loss. Calling a mixer does both, with torch's own generator.
+    """
+
+    loss: Loss | Mixer
+
+    @abstractmethod
+    def draw(self, pairs: Pairs, generator: torch.Generator | None = None) -> Any:
+        """Which pairs are mixed, and in which share; without gradient."""
+
+    @abstractmethod
+    def mix(self, pairs: Pairs, draw: Any) -> Any:
+        """The table with mixed columns, or the mixed table, of a draw."""
+
+    @abstractmethod
+    def loss_of(self, pairs: Pairs, draw: Any) -> Tensor:
+        """The loss of a table under a draw; a 0-dimensional tensor."""
+
+    def tables(self, *inputs: Tensor) -> tuple[Pairs, ...]:
+        """The tables of a batch: those of the wrapped loss."""
+        return self.loss.tables(*inputs)
+
+    def reduce(self, pairs: Pairs) -> Tensor:
+        """The loss of a table under a fresh draw; a 0-dimensional tensor."""
+        return self.loss_of(pairs, self.draw(pairs))
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """The mean over the tables of a batch; arguments are those of the wrapped loss."""
+        return mean_over_tables(self, self.tables(*inputs))
+
+
+def innermost(criterion: Loss | Mixer) -> Loss:
+    """The loss at the bottom of a stack of mixers."""
+    while isinstance(criterion, Mixer):
+        criterion = criterion.loss
+    return criterion
+
+
+def check_wrappable(mixer: str, loss: Any, *, soft_targets: bool) -> None:
+    """One line where a mixer cannot wrap what it is given.
+
+    Raises:
+        TypeError: not a loss or mixer of ours, or a loss that cannot read the mixer's columns.
+    """
+    if not isinstance(loss, Loss | Mixer):
+        raise TypeError(
+            f"{mixer} wraps a mixcontrast loss or mixer. Got {type(loss).__module__}.{type(loss).__name__}; "
+            "use the loss of the same name in mixcontrast."
+        )
+    bottom = innermost(loss)
+    if not bottom.mixtures:
+        raise TypeError(
+            f"{mixer} adds mixtures, and {type(bottom).__name__} reads what mixtures do not carry. "
+            "Use SupReMix(SupConLoss()) for real values, another loss for classes."
+        )
+    if soft_targets and not bottom.soft_targets:
+        raise TypeError(
+            f"{mixer} mixes labels, and {type(bottom).__name__} reads only targets of 0 and 1. "
+            "Use a loss of the general pair form (MultiSimilarityLoss, ContrastiveLoss, ...), or MoCHi."
+        )
+
+
+def only_real_block(mixer: str, pairs: Pairs) -> Block:
+    """The one block of columns that have embeddings.
+
+    Raises:
+        ValueError: there are none or several.
+    """
+    if len(pairs.real) != 1:
+        raise ValueError(
+            f"{mixer} mixes the columns of one block. Got {len(pairs.real)} blocks with embeddings; "
+            "build the table by one of Pairs' constructors."
+        )
+    return pairs.real[0]
+
+
+def is_among_itself(pairs: Pairs, block: Block) -> bool:
+    """Whether anchors are the candidates, so that the table also holds the similarities of candidates."""
+    return block.candidates is pairs.anchors
+
+
+def source(pairs: Pairs, block: Block, detach: bool) -> Tensor:
+    """(A, C) the similarities to mix: of detached candidates, or of all."""
+    return anchor_side(block.similarity, pairs.anchors, block.candidates) if detach else block.similarity
+
+
+def self_similarity(anchors: Tensor, detach: bool) -> Tensor:
+    """(A, 1) each anchor's product with itself: 1 for unit vectors, with the gradient a mixture of it needs."""
+    return (anchors * (anchors.detach() if detach else anchors)).sum(dim=1, keepdim=True)
+
+
+def parent_cosine(
+    pairs: Pairs, block: Block, first: Tensor, second: Tensor, interpolation: Interpolation, detach: bool
+) -> Tensor | None:
+    """(A, M) cosines of pairs of candidates, from the table where it holds them, else in chunks of gathered rows.
+
+    Args:
+        first: (A, M) columns.
+        second: (A, M) columns.
+        interpolation: None is returned where its coefficients do not need the cosine.
+        detach: without gradient.
+    """
+    if not needs_cosine(interpolation):
+        return None
+    if is_among_itself(pairs, block):
+        table = block.similarity.detach() if detach else block.similarity
+        return table.flatten()[first * table.shape[1] + second]
+    return row_products(block.candidates.detach() if detach else block.candidates, first, second)
+
+
+def row_products(candidates: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """(A, M) `candidates[first] . candidates[second]`, a few thousand rows alive at a time."""
+    return _RowProducts.apply(candidates, first, second)
+
+
+class _RowProducts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, candidates: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        ctx.save_for_backward(candidates, first, second)
+        left, right = first.reshape(-1), second.reshape(-1)
+        products = candidates.new_empty(left.shape)
+        step = _pairs_at_once(candidates)
+        for start in range(0, len(left), step):
+            part = slice(start, start + step)
+            rows = candidates.index_select(0, left[part]).mul_(candidates.index_select(0, right[part]))
+            torch.sum(rows, dim=1, out=products[part])
+        return products.view(first.shape)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, None, None]:
+        if not ctx.needs_input_grad[0]:
+            return None, None, None
+        candidates, first, second = ctx.saved_tensors
+        left, right, grad = first.reshape(-1), second.reshape(-1), grad.reshape(-1, 1)
+        total = torch.zeros_like(candidates)
+        step = _pairs_at_once(candidates)
+        for start in range(0, len(left), step):
+            part = slice(start, start + step)
+            total.index_add_(0, left[part], candidates.index_select(0, right[part]).mul_(grad[part]))
+            total.index_add_(0, right[part], candidates.index_select(0, left[part]).mul_(grad[part]))
+        return total, None, None
+
+
+def _pairs_at_once(candidates: Tensor) -> int:
+    return max(1, (_CHUNK if candidates.device.type == "cpu" else _CHUNK * 64) // (2 * candidates.shape[1]))
+
+
+def pick(mask: Tensor, share: Tensor) -> Tensor:
+    """(A, M) columns drawn uniformly among those where `mask` is set.
+
+    Args:
+        mask: (A, C) bool; a row without any gives column 0.
+        share: (A, M) uniform in [0, 1).
+    """
+    running = mask.cumsum(dim=1)  # (A, C)
+    rank = (share * running[:, -1:]).floor().long() + 1
+    return torch.searchsorted(running, rank).clamp(max=mask.shape[1] - 1)

@@ -1,0 +1,230 @@
+"""Geodesic multi-modal mixup: mixtures of and across the two towers of a CLIP model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mixcontrast.losses.base import Loss
+from mixcontrast.mixers.base import Mixer, check_wrappable, innermost, only_real_block
+from mixcontrast.mixing import Geodesic, Interpolation, anchor_side, sample_beta
+from mixcontrast.pairs import Block, Pairs, similarity_table
+
+
+@dataclass(frozen=True)
+class MixTerm:
+    """One of the mixed terms.
+
+    Attributes:
+        weight: of the term in the total, > 0.
+        beta: its lambda is drawn from Beta(beta, beta), one a batch; > 0.
+        temperature: divides, in place of the model's logit_scale; None keeps the model's.
+    """
+
+    weight: float
+    beta: float = 0.5
+    temperature: float | None = None
+
+
+@dataclass(frozen=True)
+class GeodesicDraw:
+    """One lambda a batch for each term, 0-dimensional; None where the term is off."""
+
+    m2: Tensor | None
+    v: Tensor | None
+    l: Tensor | None  # noqa: E741
+    vl: Tensor | None
+
+
+class GeodesicMixup(Mixer):
+    """Adds to an image-text loss the same loss over mixtures on the sphere; all four terms together are m3-Mix.
+
+    With `m(a, b)` the point between two unit vectors at share `lam` of the first, `r` the batch in reverse:
+    - m2-Mix: the negatives of pair `i` become `m(image_j, text_j)`, `j != i`, for images and for texts; positives stay.
+    - V-Mix: `m(image_i, image_r(i))` against texts; targets `lam` at `i` and `1 - lam` at `r(i)`.
+    - L-Mix: images against `m(text_j, text_r(j))`; the same targets.
+    - VL-Mix: both with one lambda.
+
+    Each term is read in the directions of the wrapped loss, and is averaged over them; the total is
+    `loss + sum of weight * term`.
+
+    Args:
+        loss: ClipLoss, SigLipLoss, or a mixer around one.
+        m2: its MixTerm, or None to leave it out.
+        v: likewise.
+        l: likewise.
+        vl: likewise.
+        decay_with_epoch: divide the weights by `epoch + 1`; tell the epoch by `set_epoch`.
+        interpolation: Geodesic() as in the paper, or Linear(normalize=True), or Linear(normalize=False).
+        detach: mixtures pass no gradient to what they are made of, only to what they are compared with: the anchors
+            (m2), the texts (V), the images (L). VL, a mixture on both sides, is then refused. The paper lets all
+            gradients flow.
+
+    Called as open_clip's loss is: `(image_features, text_features, logit_scale, logit_bias=None, output_dict=False)`;
+    features are unit vectors.
+
+    Raises:
+        TypeError: `loss` cannot read mixed targets.
+        ValueError: numbers out of range; no term; a table that is not square; features not of unit length (on a CPU).
+
+    Cost: V, L and VL no matrix product, m2 two (images with images, texts with texts).
+
+    Source: Oh, So et al., NeurIPS 2023, arXiv 2203.03897. Differs: `lam` is the first parent's share in each direction;
+    terms are averaged over directions; one temperature for positives and negatives of m2.
+
+    >>> from mixcontrast import ClipLoss
+    >>> criterion = GeodesicMixup(ClipLoss())
+    >>> image, text = torch.nn.functional.normalize(torch.randn(2, 8, 4), dim=-1)
+    >>> loss = criterion(image, text, torch.tensor(100.0))
+    """
+
+    def __init__(
+        self,
+        loss: Loss | Mixer,
+        *,
+        m2: MixTerm | None = MixTerm(0.01, temperature=0.07),
+        v: MixTerm | None = MixTerm(0.05),
+        l: MixTerm | None = MixTerm(0.05),  # noqa: E741
+        vl: MixTerm | None = MixTerm(0.1),
+        decay_with_epoch: bool = False,
+        interpolation: Interpolation = Geodesic(),
+        detach: bool = False,
+    ) -> None:
+        super().__init__()
+        check_wrappable("GeodesicMixup", loss, soft_targets=True)
+        terms = {"m2": m2, "v": v, "l": l, "vl": vl}
+        self.terms = {name: term for name, term in terms.items() if term is not None}
+        if not self.terms:
+            raise ValueError("GeodesicMixup needs a term. Got none of m2, v, l, vl; leave out None for one of them.")
+        for name, term in self.terms.items():
+            if not (term.weight > 0 and term.beta > 0 and (term.temperature is None or term.temperature > 0)):
+                raise ValueError(f"A term's weight, beta and temperature must be positive. Got {name}={term}.")
+        if detach and vl is not None:
+            raise ValueError("VL-Mix compares mixtures with mixtures; detached, it has no gradient. Set vl=None.")
+        self.loss = loss
+        self.decay_with_epoch, self.epoch = decay_with_epoch, 0
+        self.interpolation, self.detach = interpolation, detach
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tells the epoch, from 0, for `decay_with_epoch`."""
+        self.epoch = epoch
+
+    @torch.no_grad()
+    def draw(self, pairs: Pairs, generator: torch.Generator | None = None) -> GeodesicDraw:
+        block = self._square(pairs)
+        lambdas = {
+            name: sample_beta(term.beta, term.beta, (), like=block.similarity, generator=generator)
+            for name, term in self.terms.items()
+        }
+        return GeodesicDraw(**{name: lambdas.get(name) for name in ("m2", "v", "l", "vl")})
+
+    def mix(self, pairs: Pairs, draw: GeodesicDraw) -> dict[str, Pairs]:
+        """The mixed table of each term, in the direction of `pairs`: its anchors are the images."""
+        block = self._square(pairs)
+        similarity = block.similarity
+        mixed = {}
+        if draw.m2 is not None:
+            mixed["m2"] = self._m2(pairs, draw.m2)
+        if draw.v is not None:
+            turned = self._source(similarity.mT, block.candidates, pairs.anchors)
+            mixed["v"] = self._rows(turned.mT, pairs.anchors, draw.v)
+        if draw.l is not None:
+            turned = self._source(similarity, pairs.anchors, block.candidates)
+            mixed["l"] = self._rows(turned.mT, block.candidates, draw.l).mT
+        if draw.vl is not None:
+            rows = self._rows(similarity, pairs.anchors, draw.vl)
+            mixed["vl"] = self._rows(rows.mT, block.candidates, draw.vl).mT
+        targets = {"m2": block.target}
+        for name in ("v", "l", "vl"):
+            if name in mixed:
+                targets[name] = _two_targets(similarity, getattr(draw, name))
+        return {name: self._table(pairs, name, table, targets[name]) for name, table in mixed.items()}
+
+    def _table(self, pairs: Pairs, name: str, similarity: Tensor, target: Tensor) -> Pairs:
+        temperature = self.terms[name].temperature
+        scale = pairs.logit_scale if temperature is None else 1 / temperature
+        return replace(pairs, blocks=(Block(similarity, target, 1.0),), logit_scale=scale)
+
+    def _source(self, similarity: Tensor, anchors: Tensor, mixed: Tensor) -> Tensor:
+        """The table of anchors with what is to be mixed, which is detached or not."""
+        return anchor_side(similarity, anchors, mixed) if self.detach else similarity
+
+    def _rows(self, similarity: Tensor, features: Tensor, lam: Tensor) -> Tensor:
+        """(A, C) the table of `m(features_i, features_r(i))`, from that of `features`."""
+        cosine = (features * features.flip(0)).sum(dim=1, keepdim=True)  # (A, 1)
+        c1, c2 = self.interpolation.coefficients(lam, cosine.detach() if self.detach else cosine)
+        return c1 * similarity + c2 * similarity.flip(0)
+
+    def _m2(self, pairs: Pairs, lam: Tensor) -> Tensor:
+        """(A, A) anchors against `m(anchor_j, candidate_j)`, and the plain similarity where j = i."""
+        block = self._square(pairs)
+        anchors = pairs.anchors
+        cosine = block.similarity.diagonal()
+        if self.detach:
+            cosine = cosine.detach()
+        among = similarity_table(anchors, anchors.detach() if self.detach else anchors)
+        across = self._source(block.similarity, anchors, block.candidates)
+        c1, c2 = self.interpolation.coefficients(lam, cosine)
+        own = torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)
+        return torch.where(own, block.similarity, c1 * among + c2 * across)
+
+    def _square(self, pairs: Pairs) -> Block:
+        block = only_real_block("GeodesicMixup", pairs)
+        rows, columns = block.similarity.shape
+        if rows != columns:
+            raise ValueError(
+                "GeodesicMixup pairs image i with text i in one square table. "
+                f"Got {rows} anchors and {columns} candidates; gather both sides of the batch."
+            )
+        return block
+
+    def loss_of(self, pairs: Pairs, draw: GeodesicDraw) -> Tensor:
+        """The total of one direction, in which the anchors are the images."""
+        return self.loss.reduce(pairs) + self._mixed(self.mix(pairs, draw))
+
+    def _mixed(self, tables: dict[str, Pairs]) -> Tensor:
+        loss = innermost(self.loss)
+        decay = self.epoch + 1 if self.decay_with_epoch else 1
+        return sum(self.terms[name].weight / decay * loss.reduce(table) for name, table in tables.items())
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Tensor | float,
+        logit_bias: Tensor | float | None = None,
+        output_dict: bool = False,
+    ) -> Tensor | dict[str, Tensor]:
+        tables = self.tables(image_features, text_features, logit_scale, logit_bias)
+        loss = self.loss_of_towers(tables, self.draw(tables[0]))
+        return {"contrastive_loss": loss} if output_dict else loss
+
+    def loss_of_towers(self, tables: tuple[Pairs, ...], draw: GeodesicDraw) -> Tensor:
+        """The loss of all directions under one draw; the first table's anchors are the images.
+
+        V-, L- and VL-Mix are one table read both ways; m2-Mix, whose mixtures are candidates in both, is one each.
+        """
+        mixed = self.mix(tables[0], draw)
+        total = self.loss.reduce(tables[0]) + self._mixed(mixed)
+        for back in tables[1:]:
+            turned = {}
+            for name, table in mixed.items():
+                if name == "m2":
+                    other = replace(draw, m2=1 - draw.m2, v=None, l=None, vl=None)
+                    turned[name] = self.mix(back, other)["m2"]
+                else:
+                    (block,) = table.blocks
+                    turned[name] = self._table(back, name, block.similarity.mT, block.target.mT)
+            total = total + self.loss.reduce(back) + self._mixed(turned)
+        return total / len(tables)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={term.weight}" for name, term in self.terms.items())
+
+
+def _two_targets(like: Tensor, lam: Tensor) -> Tensor:
+    """(A, A) `lam` at (i, i) and `1 - lam` at (i, r(i)); 1 where both are one cell."""
+    own = torch.diag_embed(lam.expand(len(like)))
+    return own + torch.diag_embed((1 - lam).expand(len(like))).flip(1)

@@ -1,0 +1,217 @@
+"""MoCHi: hard negatives mixed from each anchor's hardest negatives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mixcontrast.losses.base import Loss
+from mixcontrast.losses.softmax import InfoNCE
+from mixcontrast.mixers.base import (
+    Mixer,
+    check_wrappable,
+    innermost,
+    only_real_block,
+    parent_cosine,
+    self_similarity,
+    source,
+)
+from mixcontrast.mixing import Interpolation, Linear
+from mixcontrast.pairs import Block, Cells, Pairs
+from mixcontrast.queue import KeyQueue
+
+_GROUP = 8  # columns a group, in the search for the largest
+
+
+@dataclass(frozen=True)
+class MoCHiDraw:
+    """What MoCHi mixes: columns of the table and the first parent's share.
+
+    Attributes:
+        first: (A, S) columns of pair mixes, and `second` likewise.
+        second: (A, S).
+        alpha: (A, S) share of `first`, uniform in (0, 1).
+        negative: (A, S') columns mixed with the anchor.
+        beta: (A, S') share of the anchor, uniform in (0, 0.5).
+        usable: (A, 1) bool: whether the anchor has a negative at all; 1.0 where all have.
+    """
+
+    first: Tensor
+    second: Tensor
+    alpha: Tensor
+    negative: Tensor
+    beta: Tensor
+    usable: Cells
+
+
+class MoCHi(Mixer):
+    """Adds, to each anchor's negatives, mixtures of its hardest ones and of these with the anchor itself.
+
+    Per anchor, of its `num_hardest` most similar negatives: `num_pair_mixes` points `alpha*n_i + (1-alpha)*n_j`,
+    `alpha ~ U(0, 1)`, and `num_anchor_mixes` points `beta*a + (1-beta)*n_j`, `beta ~ U(0, 0.5)`, each divided by its
+    length, join the same sum as negatives of weight 1. Only negatives of weight above 0 are mixed; an anchor with fewer
+    than `num_hardest` mixes those it has.
+
+    Args:
+        loss: the loss (or mixer) that reads the table.
+        num_hardest: N, at least 1.
+        num_pair_mixes: s, at least 0.
+        num_anchor_mixes: s', at least 0. The defaults are MoCHi (1024, 1024, 128); in a small batch take fewer.
+        queue: a KeyQueue: the criterion is then called with `(query, key)` or `(query, key, labels)`, as InfoNCE is,
+            and each call in training mode enqueues its keys. Without, it is called as `loss` is.
+        warmup_steps: how many calls in training mode pass without mixing; counted in the state dict.
+        interpolation: Linear(normalize=True) as in the paper, or Geodesic().
+        detach: mixtures pass no gradient to what they are made of, as in the paper; the anchor gets it.
+
+    Raises:
+        TypeError: `loss` cannot read mixtures, or it has a queue of its own beside this one.
+        ValueError: numbers out of range.
+
+    Cost: a search for the hardest, and two cells of the table a mixture; of embeddings it reads only, for the length
+    of pair mixes, those of the pairs, in chunks.
+
+    Source: Kalantidis et al., NeurIPS 2020, arXiv 2010.01028.
+
+    >>> criterion = MoCHi(InfoNCE(temperature=0.2), num_hardest=4, num_pair_mixes=8, num_anchor_mixes=2)
+    >>> pairs, = criterion.tables(torch.randn(16, 8), torch.randn(16, 8))
+    >>> pairs.shape, criterion.mix(pairs, criterion.draw(pairs)).shape
+    ((32, 32), (32, 42))
+    """
+
+    def __init__(
+        self,
+        loss: Loss | Mixer,
+        *,
+        num_hardest: int = 1024,
+        num_pair_mixes: int = 1024,
+        num_anchor_mixes: int = 128,
+        queue: KeyQueue | None = None,
+        warmup_steps: int = 0,
+        interpolation: Interpolation = Linear(),
+        detach: bool = True,
+    ) -> None:
+        super().__init__()
+        check_wrappable("MoCHi", loss, soft_targets=False)
+        if num_hardest < 1 or num_pair_mixes < 0 or num_anchor_mixes < 0 or num_pair_mixes + num_anchor_mixes < 1:
+            raise ValueError(
+                "MoCHi needs num_hardest of at least 1 and some mixes. "
+                f"Got num_hardest={num_hardest}, num_pair_mixes={num_pair_mixes}, "
+                f"num_anchor_mixes={num_anchor_mixes}; the paper's are 1024, 1024, 128."
+            )
+        if warmup_steps < 0:
+            raise ValueError(f"`warmup_steps` must be at least 0. Got {warmup_steps}; 0 mixes from the first step.")
+        bottom = innermost(loss)
+        if queue is not None and isinstance(bottom, InfoNCE) and bottom.queue is not None:
+            raise TypeError("One queue is enough. Got one for MoCHi and one for InfoNCE; give it to MoCHi alone.")
+        self.loss = loss
+        self.num_hardest, self.num_pair_mixes, self.num_anchor_mixes = num_hardest, num_pair_mixes, num_anchor_mixes
+        self.queue = queue
+        self.warmup_steps, self.step = warmup_steps, 0
+        self.interpolation, self.detach = interpolation, detach
+
+    def tables(self, *inputs: Tensor) -> tuple[Pairs, ...]:
+        if self.queue is None:
+            return self.loss.tables(*inputs)
+        return (self.queue.pairs(*inputs, enqueue=self.training),)
+
+    @torch.no_grad()
+    def draw(self, pairs: Pairs, generator: torch.Generator | None = None) -> MoCHiDraw:
+        block = only_real_block("MoCHi", pairs)
+        hardest, number = _hardest(block.similarity, block.negative, self.num_hardest)  # (A, N), (A, 1) or N
+        anchors = block.similarity.shape[0]
+
+        def columns(count: int) -> Tensor:
+            share = torch.rand(anchors, count, device=hardest.device, generator=generator)
+            return hardest.gather(1, (share * number).long())
+
+        def uniform(count: int) -> Tensor:
+            return torch.rand(
+                anchors, count, dtype=block.similarity.dtype, device=hardest.device, generator=generator
+            )
+
+        pairs_of, with_anchor = self.num_pair_mixes, self.num_anchor_mixes
+        return MoCHiDraw(
+            first=columns(pairs_of),
+            second=columns(pairs_of),
+            alpha=uniform(pairs_of),
+            negative=columns(with_anchor),
+            beta=uniform(with_anchor) / 2,
+            usable=number > 0 if isinstance(number, Tensor) else 1.0,
+        )
+
+    def mix(self, pairs: Pairs, draw: MoCHiDraw) -> Pairs:
+        """The table with `num_pair_mixes + num_anchor_mixes` further negatives a row."""
+        block = only_real_block("MoCHi", pairs)
+        table = source(pairs, block, self.detach)  # (A, C)
+        cosine = parent_cosine(pairs, block, draw.first, draw.second, self.interpolation, self.detach)
+        read = table.gather(1, torch.cat([draw.first, draw.second, draw.negative], dim=1))
+        first, second, negative = read.split([draw.first.shape[1], draw.second.shape[1], draw.negative.shape[1]], dim=1)
+        c1, c2 = self.interpolation.coefficients(draw.alpha, cosine)
+        of_pairs = c1 * first + c2 * second  # (A, S)
+        c1, c2 = self.interpolation.coefficients(draw.beta, negative.detach() if self.detach else negative)
+        with_anchor = c1 * self_similarity(pairs.anchors, self.detach) + c2 * negative  # (A, S')
+        return pairs.append(Block(torch.cat([of_pairs, with_anchor], dim=1), 0.0, draw.usable))
+
+    def loss_of(self, pairs: Pairs, draw: MoCHiDraw) -> Tensor:
+        return self.loss.reduce(self.mix(pairs, draw))
+
+    def reduce(self, pairs: Pairs) -> Tensor:
+        if self.step < self.warmup_steps:
+            return self.loss.reduce(pairs)
+        return self.loss_of(pairs, self.draw(pairs))
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        loss = super().forward(*inputs)
+        if self.training:
+            self.step += 1
+        return loss
+
+    def get_extra_state(self) -> Tensor:
+        """How many training steps were counted, for the state dict."""
+        return torch.tensor(self.step)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """How many training steps were counted, from a state dict."""
+        self.step = int(state)
+
+    def extra_repr(self) -> str:
+        return f"({self.num_hardest}, {self.num_pair_mixes}, {self.num_anchor_mixes}), warmup_steps={self.warmup_steps}"
+
+
+def _hardest(similarity: Tensor, negative: Cells, count: int) -> tuple[Tensor, Tensor | int]:
+    """Columns of the largest similarities among the negatives.
+
+    Returns:
+        (A, N) columns, the negatives first; and how many of them are negatives, (A, 1), or N where all are.
+    """
+    count = min(count, similarity.shape[1])
+    if not isinstance(negative, Tensor):
+        return largest(similarity, count), count if negative > 0 else 0
+    hidden = torch.where(negative > 0, similarity, -torch.inf)
+    values, columns = hidden.topk(count, dim=1)
+    return columns, (values > -torch.inf).sum(dim=1, keepdim=True)
+
+
+def largest(table: Tensor, count: int) -> Tensor:
+    """(A, count) columns of each row's largest cells, in no order.
+
+    A column among the `count` largest lies in one of the `count` groups whose maximum is largest, so a search among
+    the groups, and one among the columns of those groups, together much shorter than the row, give the exact answer.
+    """
+    rows, columns = table.shape
+    width = columns // _GROUP
+    if width < 2 * count:
+        return table.topk(count, dim=1, sorted=False).indices
+    body = table[:, : width * _GROUP].view(rows, _GROUP, width) if columns == width * _GROUP else None
+    if body is None:
+        body = table[:, : width * _GROUP].unflatten(1, (_GROUP, width))
+    groups = body.amax(dim=1).topk(count, dim=1, sorted=False).indices  # (A, N)
+    members = groups[:, None, :] + torch.arange(_GROUP, device=table.device)[:, None] * width  # (A, G, N)
+    members = members.flatten(1)
+    if columns > width * _GROUP:
+        tail = torch.arange(width * _GROUP, columns, device=table.device).expand(rows, -1)
+        members = torch.cat([members, tail], dim=1)
+    best = table.gather(1, members).topk(count, dim=1, sorted=False).indices
+    return members.gather(1, best)
