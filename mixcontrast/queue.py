@@ -36,19 +36,36 @@ class KeyQueue(nn.Module):
         if size < 1 or dim < 1:
             raise ValueError(f"A queue needs a size and a dim of at least 1. Got size {size}, dim {dim}.")
         self.size, self.dim = size, dim
-        self.pointer, self.fill = 0, 0
+        self._pointer, self._fill = 0, 0
+        self._waiting: tuple[Tensor, Tensor | None] | None = None
         self.register_buffer("key_buffer", torch.zeros(size, dim))
         self.register_buffer("label_buffer", torch.zeros(size, dtype=torch.long) if labels else None)
 
     @property
+    def pointer(self) -> int:
+        """The place of the next key."""
+        return (self._pointer + min(self._num_waiting, self.size)) % self.size
+
+    @property
+    def fill(self) -> int:
+        """How many keys are held."""
+        return min(self._fill + self._num_waiting, self.size)
+
+    @property
+    def _num_waiting(self) -> int:
+        return 0 if self._waiting is None else len(self._waiting[0])
+
+    @property
     def keys(self) -> Tensor:
         """(fill, D) the keys held, a view."""
-        return self.key_buffer[: self.fill]
+        self._take_in()
+        return self.key_buffer[: self._fill]
 
     @property
     def labels(self) -> Tensor | None:
         """(fill,) their class labels, a view; None where none are kept."""
-        return None if self.label_buffer is None else self.label_buffer[: self.fill]
+        self._take_in()
+        return None if self.label_buffer is None else self.label_buffer[: self._fill]
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor, labels: Tensor | None = None) -> None:
@@ -64,25 +81,39 @@ class KeyQueue(nn.Module):
         check_embeddings("keys", keys)
         self._check_width("keys", keys)
         self._check_labels(labels, keys)
+        self._take_in()
+        self._write(keys, labels)
+
+    def _take_in(self) -> None:
+        """Writes the keys that waited for the backward pass of their step, which reads the keys before them."""
+        if self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            self._write(*waiting)
+
+    @torch.no_grad()
+    def _write(self, keys: Tensor, labels: Tensor | None) -> None:
         keys = unit(keys)[-self.size :].to(self.key_buffer.dtype)
-        first = min(len(keys), self.size - self.pointer)  # up to the end of the buffer, then from its start
-        self.key_buffer[self.pointer : self.pointer + first] = keys[:first]
+        first = min(len(keys), self.size - self._pointer)  # up to the end of the buffer, then from its start
+        self.key_buffer[self._pointer : self._pointer + first] = keys[:first]
         self.key_buffer[: len(keys) - first] = keys[first:]
         if labels is not None:
             labels = labels[-self.size :]
-            self.label_buffer[self.pointer : self.pointer + first] = labels[:first]
+            self.label_buffer[self._pointer : self._pointer + first] = labels[:first]
             self.label_buffer[: len(labels) - first] = labels[first:]
-        self.pointer = (self.pointer + len(keys)) % self.size
-        self.fill = min(self.fill + len(keys), self.size)
+        self._pointer = (self._pointer + len(keys)) % self.size
+        self._fill = min(self._fill + len(keys), self.size)
 
     def pairs(self, query: Tensor, key: Tensor, labels: Tensor | None = None, *, enqueue: bool) -> Pairs:
-        """The table of queries against their keys and the queue as it stands; then takes the keys in.
+        """The table of queries against their keys and the queue as it stands; the keys join it afterwards.
+
+        They are written when the queue is next read or saved, not now: the backward pass of this table reads the keys
+        of this step, and a copy of them would cost as much as the loss.
 
         Args:
             query: (A, D) floats.
             key: (A, D) floats, detached.
             labels: (A,) integers, where the queue keeps labels: keys of the query's own class are left out.
-            enqueue: whether the keys join the queue, after the table is made.
+            enqueue: whether the keys join the queue.
 
         Raises:
             ValueError: as `Pairs.from_queue` and `enqueue`.
@@ -91,20 +122,20 @@ class KeyQueue(nn.Module):
         self._check_width("query", query)
         self._check_labels(labels, query)
         keys, queue_labels = self.keys, self.labels
-        if enqueue and query.requires_grad:
-            keys = keys.clone()  # the backward pass reads the keys of this step, and enqueue writes over some
         table = Pairs.from_queue(query, key, keys, labels=labels, queue_labels=queue_labels)
         if enqueue:
-            self.enqueue(key.detach(), labels)
+            self._waiting = (key.detach(), labels)
         return table
 
     def get_extra_state(self) -> Tensor:
-        """Pointer and fill, for the state dict."""
+        """Pointer and fill, for the state dict, whose buffers then hold the keys that waited."""
+        self._take_in()
         return torch.tensor([self.pointer, self.fill])
 
     def set_extra_state(self, state: Tensor) -> None:
         """Pointer and fill, from a state dict."""
-        self.pointer, self.fill = (int(number) for number in state)
+        self._waiting = None
+        self._pointer, self._fill = (int(number) for number in state)
 
     def extra_repr(self) -> str:
         return f"size={self.size}, dim={self.dim}, labels={self.label_buffer is not None}"

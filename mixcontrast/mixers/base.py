@@ -6,13 +6,14 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixcontrast.losses.base import Loss, mean_over_tables
 from mixcontrast.mixing import Interpolation, anchor_side, needs_cosine
 from mixcontrast.pairs import Block, Pairs
 
-_CHUNK = 1 << 19  # numbers of two gathered rows that are alive at once: two megabytes of float32, near a core's cache
+_CHUNK = 1 << 19  # numbers of gathered rows that are alive at once: two megabytes of float32, near a core's cache
 
 
 class Mixer(nn.Module, ABC):
@@ -128,6 +129,28 @@ def parent_cosine(
     return row_products(block.candidates.detach() if detach else block.candidates, first, second)
 
 
+def read_detached(pairs: Pairs, block: Block, columns: Tensor) -> Tensor:
+    """(A, M) cells of the table, as similarities to detached candidates: gradient to the anchors alone.
+
+    The backward pass is a weighted sum of the candidates read, so no table of gradients is made for a few cells.
+    """
+    if torch.compiler.is_compiling():
+        return source(pairs, block, detach=True).gather(1, columns)
+    return _Read.apply(block.similarity.detach(), pairs.anchors, block.candidates.detach(), columns)
+
+
+class _Read(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, table: Tensor, anchors: Tensor, candidates: Tensor, columns: Tensor) -> Tensor:
+        ctx.save_for_backward(candidates, columns)
+        return table.gather(1, columns)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[None, Tensor, None, None]:
+        candidates, columns = ctx.saved_tensors
+        return None, F.embedding_bag(columns, candidates, per_sample_weights=grad, mode="sum"), None, None
+
+
 def row_products(candidates: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """(A, M) `candidates[first] . candidates[second]`, a few thousand rows alive at a time."""
     return _RowProducts.apply(candidates, first, second)
@@ -140,11 +163,13 @@ class _RowProducts(torch.autograd.Function):
         left, right = first.reshape(-1), second.reshape(-1)
         products = candidates.new_empty(left.shape)
         step = _pairs_at_once(candidates)
-        for start in range(0, len(left), step):
+        both = torch.stack([left, right], dim=1)  # (A * M, 2)
+        squares = candidates.square().sum(dim=1)
+        for start in range(0, len(left), step):  # x1.x2 = (|x1 + x2|^2 - |x1|^2 - |x2|^2) / 2, in one gathering pass
             part = slice(start, start + step)
-            rows = candidates.index_select(0, left[part]).mul_(candidates.index_select(0, right[part]))
-            torch.sum(rows, dim=1, out=products[part])
-        return products.view(first.shape)
+            sums = F.embedding_bag(both[part], candidates, mode="sum")
+            torch.sum(sums.square_(), dim=1, out=products[part])
+        return products.sub_(squares[left]).sub_(squares[right]).div_(2).view(first.shape)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, None, None]:
@@ -162,7 +187,7 @@ class _RowProducts(torch.autograd.Function):
 
 
 def _pairs_at_once(candidates: Tensor) -> int:
-    return max(1, (_CHUNK if candidates.device.type == "cpu" else _CHUNK * 64) // (2 * candidates.shape[1]))
+    return max(1, (_CHUNK if candidates.device.type == "cpu" else _CHUNK * 64) // candidates.shape[1])
 
 
 def pick(mask: Tensor, share: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from mixcontrast.mixers.base import (
     innermost,
     only_real_block,
     parent_cosine,
+    read_detached,
     self_similarity,
-    source,
 )
 from mixcontrast.mixing import Interpolation, Linear
 from mixcontrast.pairs import Block, Cells, Pairs
@@ -120,33 +120,31 @@ class MoCHi(Mixer):
     def draw(self, pairs: Pairs, generator: torch.Generator | None = None) -> MoCHiDraw:
         block = only_real_block("MoCHi", pairs)
         hardest, number = _hardest(block.similarity, block.negative, self.num_hardest)  # (A, N), (A, 1) or N
-        anchors = block.similarity.shape[0]
-
-        def columns(count: int) -> Tensor:
-            share = torch.rand(anchors, count, device=hardest.device, generator=generator)
-            return hardest.gather(1, (share * number).long())
-
-        def uniform(count: int) -> Tensor:
-            return torch.rand(
-                anchors, count, dtype=block.similarity.dtype, device=hardest.device, generator=generator
-            )
-
-        pairs_of, with_anchor = self.num_pair_mixes, self.num_anchor_mixes
+        anchors, s, t = block.similarity.shape[0], self.num_pair_mixes, self.num_anchor_mixes
+        size = (anchors, 2 * s + t)
+        if isinstance(number, Tensor):
+            place = (torch.rand(size, device=hardest.device, generator=generator) * number).long()
+        else:
+            place = torch.randint(number, size, device=hardest.device, generator=generator)
+        first, second, negative = hardest.gather(1, place).split([s, s, t], dim=1)
+        share = torch.rand(
+            anchors, s + t, dtype=block.similarity.dtype, device=hardest.device, generator=generator
+        )
         return MoCHiDraw(
-            first=columns(pairs_of),
-            second=columns(pairs_of),
-            alpha=uniform(pairs_of),
-            negative=columns(with_anchor),
-            beta=uniform(with_anchor) / 2,
+            first=first,
+            second=second,
+            alpha=share[:, :s],
+            negative=negative,
+            beta=share[:, s:] / 2,
             usable=number > 0 if isinstance(number, Tensor) else 1.0,
         )
 
     def mix(self, pairs: Pairs, draw: MoCHiDraw) -> Pairs:
         """The table with `num_pair_mixes + num_anchor_mixes` further negatives a row."""
         block = only_real_block("MoCHi", pairs)
-        table = source(pairs, block, self.detach)  # (A, C)
         cosine = parent_cosine(pairs, block, draw.first, draw.second, self.interpolation, self.detach)
-        read = table.gather(1, torch.cat([draw.first, draw.second, draw.negative], dim=1))
+        columns = torch.cat([draw.first, draw.second, draw.negative], dim=1)
+        read = read_detached(pairs, block, columns) if self.detach else block.similarity.gather(1, columns)
         first, second, negative = read.split([draw.first.shape[1], draw.second.shape[1], draw.negative.shape[1]], dim=1)
         c1, c2 = self.interpolation.coefficients(draw.alpha, cosine)
         of_pairs = c1 * first + c2 * second  # (A, S)
@@ -188,7 +186,7 @@ def _hardest(similarity: Tensor, negative: Cells, count: int) -> tuple[Tensor, T
     """
     count = min(count, similarity.shape[1])
     if not isinstance(negative, Tensor):
-        return largest(similarity, count), count if negative > 0 else 0
+        return largest(similarity, count), count
     hidden = torch.where(negative > 0, similarity, -torch.inf)
     values, columns = hidden.topk(count, dim=1)
     return columns, (values > -torch.inf).sum(dim=1, keepdim=True)
@@ -204,14 +202,11 @@ def largest(table: Tensor, count: int) -> Tensor:
     width = columns // _GROUP
     if width < 2 * count:
         return table.topk(count, dim=1, sorted=False).indices
-    body = table[:, : width * _GROUP].view(rows, _GROUP, width) if columns == width * _GROUP else None
-    if body is None:
-        body = table[:, : width * _GROUP].unflatten(1, (_GROUP, width))
+    body = table[:, : width * _GROUP].unflatten(1, (_GROUP, width))  # column g * width + n is (g, n)
     groups = body.amax(dim=1).topk(count, dim=1, sorted=False).indices  # (A, N)
-    members = groups[:, None, :] + torch.arange(_GROUP, device=table.device)[:, None] * width  # (A, G, N)
-    members = members.flatten(1)
-    if columns > width * _GROUP:
-        tail = torch.arange(width * _GROUP, columns, device=table.device).expand(rows, -1)
-        members = torch.cat([members, tail], dim=1)
-    best = table.gather(1, members).topk(count, dim=1, sorted=False).indices
-    return members.gather(1, best)
+    members = body.gather(2, groups[:, None, :].expand(-1, _GROUP, -1)).flatten(1)  # (A, G * N)
+    members = torch.cat([members, table[:, width * _GROUP :]], dim=1) if columns > width * _GROUP else members
+    best = members.topk(count, dim=1, sorted=False).indices
+    inside = best < _GROUP * count
+    group = groups.gather(1, best % count)
+    return torch.where(inside, best // count * width + group, best - _GROUP * count + _GROUP * width)
