@@ -131,7 +131,10 @@ class Pairs:
     def _row_has(self, cells: list[Cells]) -> Tensor:
         has = torch.zeros(self.anchors.shape[0], dtype=torch.bool, device=self.anchors.device)
         for cell in cells:
-            has = has | (cell > 0).any(dim=1) if isinstance(cell, Tensor) else has | (cell > 0)
+            if isinstance(cell, Tensor):
+                has = has | (cell.any(dim=1) if cell.dtype == torch.bool else cell.amax(dim=1) > 0)
+            else:
+                has = has | (cell > 0)
         return has
 
     def __iter__(self) -> Iterator[Block]:
@@ -394,7 +397,23 @@ def _among_themselves(
 def similarity_table(anchors: Tensor, candidates: Tensor) -> Tensor:
     """(A, C) dot products in float32 or wider, whatever autocast says: fp16 loses what a temperature of 0.01 shows."""
     with torch.autocast(anchors.device.type, enabled=False):
+        if anchors is candidates and not torch.compiler.is_compiling():
+            return _Gram.apply(wide(anchors))
         return wide(anchors) @ wide(candidates).mT
+
+
+class _Gram(torch.autograd.Function):
+    """`x @ x.T`, with one product in the backward pass where autograd makes two."""
+
+    @staticmethod
+    def forward(ctx, embeddings: Tensor) -> Tensor:
+        ctx.save_for_backward(embeddings)
+        return embeddings @ embeddings.mT
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        (embeddings,) = ctx.saved_tensors
+        return (grad + grad.mT) @ embeddings
 
 
 def wide(embeddings: Tensor) -> Tensor:

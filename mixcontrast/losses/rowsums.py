@@ -5,6 +5,7 @@ Weights enter a log-sum-exp as log weights; cells of weight 0 are left out. Weig
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from mixcontrast.pairs import Cells
 
-_CHUNK = 1 << 18  # cells of a CPU's pass over a large block: one megabyte of float32 stays in its cache
+_CHUNK = 1 << 19  # cells of a CPU's pass over a large block: two megabytes of float32 stay in its cache
 
 
 def log_sum_exp(similarities: Sequence[Tensor], weights: Sequence[Cells], scale: Tensor | float) -> Tensor:
@@ -38,14 +39,14 @@ def log_sum_exp(similarities: Sequence[Tensor], weights: Sequence[Cells], scale:
     return _LogSumExp.apply(scale.to(similarities[0].dtype), weights, *similarities)
 
 
-def _logits(similarity: Tensor, weight: Cells, scale: Tensor | float) -> Tensor:
-    """A new table `scale * similarity + log(weight)`, -inf where the weight is 0."""
-    logits = similarity * scale
+def _logits(similarity: Tensor, weight: Cells, scale: Tensor | float, out: Tensor | None = None) -> Tensor:
+    """A table `scale * similarity + log(weight)`, -inf where the weight is 0; new, or written to `out`."""
+    logits = torch.mul(similarity, scale, out=out)
     if isinstance(weight, Tensor):
         if weight.dtype == torch.bool:
-            return logits.masked_fill(~weight, -torch.inf)
-        return logits + weight.to(logits.dtype).log()
-    return logits if weight == 1.0 else logits + torch.tensor(weight, dtype=logits.dtype).log().item()
+            return logits.masked_fill_(~weight, -torch.inf)
+        return logits.add_(weight.to(logits.dtype).log())
+    return logits if weight == 1.0 else logits.add_(math.log(weight))
 
 
 def _row_log_sum_exp(logits: Tensor) -> Tensor:
@@ -90,15 +91,14 @@ class _LogSumExp(torch.autograd.Function):
             if not wanted and of_scale is None:
                 of_blocks.append(None)
                 continue
-            table = torch.empty_like(similarity) if wanted else None
+            table = torch.empty_like(similarity)
             for part in _row_chunks(similarity):
-                share = _logits(similarity[part], _part(weight, part), scale).sub_(total[part]).exp_()
-                share.mul_(grad[part])
+                share = _logits(similarity[part], _part(weight, part), scale, out=table[part])
+                share.sub_(total[part]).exp_().mul_(grad[part])
                 if of_scale is not None:
-                    of_scale += torch.dot(share.flatten(), similarity[part].flatten())
-                if table is not None:
-                    torch.mul(share, scale, out=table[part])
-            of_blocks.append(table)
+                    of_scale += torch.linalg.vecdot(share, similarity[part]).sum()
+                share.mul_(scale)
+            of_blocks.append(table if wanted else None)
         return of_scale, None, *of_blocks
 
 
@@ -133,6 +133,21 @@ def weighted_sum(
                 count = count + weight.sum(dim=1)
         elif weight > 0:
             total = total + weight * of(similarity).sum(dim=1)
+            count = count + weight * similarity.shape[1]
+    return total, count
+
+
+def weighted_total(similarities: Sequence[Tensor], weights: Sequence[Cells]) -> tuple[Tensor, Tensor]:
+    """`sum_x w_x * s_x` and `sum_x w_x` over the columns of all blocks; (A,) each. Similarities must be finite."""
+    total = similarities[0].new_zeros(similarities[0].shape[0])
+    count = total
+    for similarity, weight in zip(similarities, weights, strict=True):
+        if isinstance(weight, Tensor):
+            weight = weight.to(similarity.dtype)
+            total = total + torch.linalg.vecdot(similarity, weight.expand_as(similarity))
+            count = count + weight.expand_as(similarity).sum(dim=1)
+        elif weight > 0:
+            total = total + weight * similarity.sum(dim=1)
             count = count + weight * similarity.shape[1]
     return total, count
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixcontrast.losses.base import Loss, positive_number
-from mixcontrast.losses.rowsums import log_sum_exp, mean_or_zero, negatives, positives, weighted_sum
+from mixcontrast.losses.rowsums import log_sum_exp, mean_or_zero, negatives, positives, weighted_sum, weighted_total
 from mixcontrast.pairs import Pairs
 from mixcontrast.queue import KeyQueue
 
@@ -143,7 +143,7 @@ def label_distance(pairs: Pairs) -> Tensor:
 def cross_entropy_rows(pairs: Pairs, scale: Tensor | float) -> Tensor:
     """(A,) `log sum_all w e^(scale s) - scale * mean_positives s`."""
     every = log_sum_exp([b.similarity for b in pairs], [b.weight for b in pairs], scale)
-    near, count = weighted_sum(*positives(pairs), lambda s: s)
+    near, count = weighted_total(*positives(pairs))
     return torch.where(torch.isfinite(every), every, 0.0) - scale * mean_or_zero(near, count)
 
 

@@ -124,28 +124,27 @@ class GeodesicMixup(Mixer):
         """The mixed table of each term, in the direction of `pairs`: its anchors are the images."""
         block = self._square(pairs)
         similarity = block.similarity
-        mixed = {}
+        tables = {}
         if draw.m2 is not None:
-            mixed["m2"] = self._m2(pairs, draw.m2)
+            tables["m2"] = self._table(pairs, "m2", *self._m2(pairs, draw.m2))
         if draw.v is not None:
             turned = self._source(similarity.mT, block.candidates, pairs.anchors)
-            mixed["v"] = self._rows(turned.mT, pairs.anchors, draw.v)
+            mixed = self._rows(turned.mT, pairs.anchors, draw.v)
+            tables["v"] = self._table(pairs, "v", Block(mixed, _two_targets(mixed, draw.v), 1.0))
         if draw.l is not None:
             turned = self._source(similarity, pairs.anchors, block.candidates)
-            mixed["l"] = self._rows(turned.mT, block.candidates, draw.l).mT
+            mixed = self._rows(turned.mT, block.candidates, draw.l).mT
+            tables["l"] = self._table(pairs, "l", Block(mixed, _two_targets(mixed, draw.l), 1.0))
         if draw.vl is not None:
-            rows = self._rows(similarity, pairs.anchors, draw.vl)
-            mixed["vl"] = self._rows(rows.mT, block.candidates, draw.vl).mT
-        targets = {"m2": block.target}
-        for name in ("v", "l", "vl"):
-            if name in mixed:
-                targets[name] = _two_targets(similarity, getattr(draw, name))
-        return {name: self._table(pairs, name, table, targets[name]) for name, table in mixed.items()}
+            mixed = self._rows(similarity, pairs.anchors, draw.vl)
+            mixed = self._rows(mixed.mT, block.candidates, draw.vl).mT
+            tables["vl"] = self._table(pairs, "vl", Block(mixed, _two_targets(mixed, draw.vl), 1.0))
+        return tables
 
-    def _table(self, pairs: Pairs, name: str, similarity: Tensor, target: Tensor) -> Pairs:
+    def _table(self, pairs: Pairs, name: str, *blocks: Block) -> Pairs:
         temperature = self.terms[name].temperature
         scale = pairs.logit_scale if temperature is None else 1 / temperature
-        return replace(pairs, blocks=(Block(similarity, target, 1.0),), logit_scale=scale)
+        return replace(pairs, blocks=blocks, logit_scale=scale)
 
     def _source(self, similarity: Tensor, anchors: Tensor, mixed: Tensor) -> Tensor:
         """The table of anchors with what is to be mixed, which is detached or not."""
@@ -155,20 +154,20 @@ class GeodesicMixup(Mixer):
         """(A, C) the table of `m(features_i, features_r(i))`, from that of `features`."""
         cosine = (features * features.flip(0)).sum(dim=1, keepdim=True)  # (A, 1)
         c1, c2 = self.interpolation.coefficients(lam, cosine.detach() if self.detach else cosine)
-        return c1 * similarity + c2 * similarity.flip(0)
+        if torch.compiler.is_compiling():
+            return c1 * similarity + c2 * similarity.flip(0)
+        return _MixRows.apply(similarity, c1, c2)
 
-    def _m2(self, pairs: Pairs, lam: Tensor) -> Tensor:
-        """(A, A) anchors against `m(anchor_j, candidate_j)`, and the plain similarity where j = i."""
+    def _m2(self, pairs: Pairs, lam: Tensor) -> tuple[Block, Block]:
+        """(A, A) negatives, anchors against `m(anchor_j, candidate_j)`, j != i; and (A, 1) the plain positives."""
         block = self._square(pairs)
         anchors = pairs.anchors
-        cosine = block.similarity.diagonal()
-        if self.detach:
-            cosine = cosine.detach()
+        own = block.similarity.diagonal()
         among = similarity_table(anchors, anchors.detach() if self.detach else anchors)
         across = self._source(block.similarity, anchors, block.candidates)
-        c1, c2 = self.interpolation.coefficients(lam, cosine)
-        own = torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)
-        return torch.where(own, block.similarity, c1 * among + c2 * across)
+        c1, c2 = self.interpolation.coefficients(lam, own.detach() if self.detach else own)
+        others = ~torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)
+        return Block(torch.addcmul(c1 * among, c2, across), 0.0, others), Block(own[:, None], 1.0, 1.0)
 
     def _square(self, pairs: Pairs) -> Block:
         block = only_real_block("GeodesicMixup", pairs)
@@ -216,12 +215,31 @@ class GeodesicMixup(Mixer):
                     turned[name] = self.mix(back, other)["m2"]
                 else:
                     (block,) = table.blocks
-                    turned[name] = self._table(back, name, block.similarity.mT, block.target.mT)
+                    turned[name] = self._table(back, name, Block(block.similarity.mT, block.target.mT, 1.0))
             total = total + self.loss.reduce(back) + self._mixed(turned)
         return total / len(tables)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={term.weight}" for name, term in self.terms.items())
+
+
+class _MixRows(torch.autograd.Function):
+    """`c1 * table + c2 * table.flip(0)` in place over one new table, forward and backward."""
+
+    @staticmethod
+    def forward(ctx, table: Tensor, c1: Tensor, c2: Tensor) -> Tensor:
+        ctx.save_for_backward(table, c1, c2)
+        return table.flip(0).mul_(c2).addcmul_(table, c1)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        table, c1, c2 = ctx.saved_tensors
+        turned = grad.flip(0)
+        of_c1 = of_c2 = None
+        if ctx.needs_input_grad[1]:
+            of_c1 = torch.linalg.vecdot(grad, table)[:, None]
+            of_c2 = torch.linalg.vecdot(turned, table).flip(0)[:, None]
+        return turned.mul_(c2.flip(0)).addcmul_(grad, c1), of_c1, of_c2
 
 
 def _two_targets(like: Tensor, lam: Tensor) -> Tensor:
