@@ -1,0 +1,1 @@
+"""Encoders: frozen features, and heads trained on them."""

@@ -1,0 +1,88 @@
+"""A Lightning module that trains an encoder with a criterion, and what watches it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+from mixcontrast.retrieval import evaluate
+
+
+class MetricLearning(lightning.LightningModule):
+    """Embeds inputs and gives them, with their labels, to a criterion.
+
+    Args:
+        encoder: inputs to (N, D) embeddings.
+        criterion: called `criterion(embeddings, labels)`; its own parameters (proxies) are trained at 100 times the
+            learning rate, as is usual for them.
+        learning_rate: of AdamW.
+    """
+
+    def __init__(self, encoder: nn.Module, criterion: nn.Module, *, learning_rate: float) -> None:
+        super().__init__()
+        self.encoder, self.criterion, self.learning_rate = encoder, criterion, learning_rate
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.encoder(inputs)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        inputs, labels = batch
+        loss = self.criterion(self.encoder(inputs), labels)
+        self.log("loss", loss, on_step=False, on_epoch=True)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        groups = [{"params": list(self.encoder.parameters()), "lr": self.learning_rate}]
+        proxies = list(self.criterion.parameters())
+        if proxies:
+            groups.append({"params": proxies, "lr": 100 * self.learning_rate})
+        return torch.optim.AdamW(groups, weight_decay=1e-4)
+
+
+class Watch(lightning.Callback):
+    """Times each step, judges the validation classes each epoch, and tells of progress.
+
+    Args:
+        inputs: (N, ...) of the validation classes.
+        labels: (N,) integers.
+        advance: told after each step.
+    """
+
+    def __init__(self, inputs: Tensor, labels: Tensor, advance: Callable[[], None]) -> None:
+        self.inputs, self.labels, self.advance = inputs, labels, advance
+        self.seconds: list[float] = []
+        self.curve: list[dict[str, float]] = []
+        self._start = 0.0
+
+    def on_train_batch_start(self, trainer, module, batch, index) -> None:
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, index) -> None:
+        if module.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - self._start)
+        self.advance()
+
+    def on_train_epoch_end(self, trainer, module) -> None:
+        found = evaluate(embed(module, self.inputs), self.labels, ks=(1,))
+        self.curve.append(
+            {
+                "epoch": trainer.current_epoch + 1,
+                "loss": float(trainer.callback_metrics["loss"]),
+                "validation hit@1": found.mean("hit@1"),
+            }
+        )
+
+
+@torch.no_grad()
+def embed(module: nn.Module, inputs: Tensor, batch_size: int = 1024) -> Tensor:
+    """(N, D) embeddings on the CPU; the module is left in the mode it was in."""
+    training, device = module.training, next(module.parameters()).device
+    module.eval()
+    parts = [module(part.to(device)).float().cpu() for part in inputs.split(batch_size)]
+    module.train(training)
+    return torch.cat(parts)
