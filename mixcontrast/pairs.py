@@ -130,7 +130,9 @@ class Pairs:
 
     def _row_has(self, cells: list[Cells]) -> Tensor:
         has = torch.zeros(self.anchors.shape[0], dtype=torch.bool, device=self.anchors.device)
-        for cell in cells:
+        for cell, block in zip(cells, self.blocks, strict=True):
+            if block.similarity.shape[1] == 0:
+                continue  # a block of no columns has neither, and no largest cell
             if isinstance(cell, Tensor):
                 has = has | (cell.any(dim=1) if cell.dtype == torch.bool else cell.amax(dim=1) > 0)
             else:
