@@ -257,7 +257,7 @@ class Pairs:
 
         Raises:
             ValueError: shapes that do not fit; no negatives (an empty queue and a batch of one); on a CPU also NaN
-                or zero embeddings.
+                or zero embeddings, and a class oracle that leaves no negative to any query.
 
         Source: He et al., CVPR 2020, arXiv 1911.05722; class oracle: Kalantidis et al., arXiv 2010.01028.
         """
@@ -275,6 +275,13 @@ class Pairs:
                 "The class oracle needs the labels of the queries and of the queue. Got only "
                 f"{'the queue' if labels is None else 'the queries'}'s; give both or neither."
             )
+        if labels is not None and queue_labels is not None:
+            check_labels(labels, query)
+            if queue_labels.shape != queue.shape[:1]:
+                raise ValueError(
+                    "`queue` and `queue_labels` must have the same length. "
+                    f"Got queue {_shape(queue)}, queue_labels {_shape(queue_labels)}; give one label a key."
+                )
         anchors = unit(query)
         key, queue = unit(key.detach()).to(anchors.dtype), queue.to(anchors.dtype)
         weight: Cells = 1.0
@@ -289,8 +296,13 @@ class Pairs:
             if labels is not None:
                 weight = weight & (labels[:, None] != labels[None, :])
         elif labels is not None and queue_labels is not None:
-            check_labels(labels, query)
             weight = labels[:, None] != queue_labels[None, :]  # (A, K) bool
+        if labels is not None and reads_values(query) and not bool(weight.any()):
+            raise ValueError(
+                "The class oracle leaves no negative. "
+                f"Got {len(query)} queries and {len(queue)} keys, all of class {labels[0].item()}; "
+                "sample several classes a batch."
+            )
         own = (anchors * key).sum(dim=1, keepdim=True)  # (A, 1)
         negatives = Block(similarity_table(anchors, queue), 0.0, weight, queue)
         return Pairs(anchors, (negatives, Block(own, 1.0, 1.0)))
