@@ -234,7 +234,7 @@ class Pairs:
                 f"Got view1 {_shape(view1)}; use a larger batch, or a queue."
             )
         index = torch.arange(len(view1), device=view1.device).repeat(2)
-        both = unit(torch.cat([view1, view2]))  # (2B, D)
+        both = unit(torch.cat([wide(view1), wide(view2)]))  # (2B, D)
         return _among_themselves(both, index[:, None] == index[None, :])
 
     @staticmethod
@@ -519,6 +519,8 @@ def check_same_shape(name1: str, first: Tensor, name2: str, second: Tensor) -> N
 
 
 def _check_square(name: str, table: Tensor, embeddings: Tensor) -> None:
+    if not isinstance(table, Tensor):
+        raise TypeError(f"`{name}` must be a tensor. Got {type(table).__name__}; pass torch.as_tensor({name}).")
     if tuple(table.shape) != (len(embeddings), len(embeddings)):
         raise ValueError(
             f"`{name}` must have a row and a column for each embedding. "
