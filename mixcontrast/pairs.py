@@ -130,7 +130,9 @@ class Pairs:
 
     def _row_has(self, cells: list[Cells]) -> Tensor:
         has = torch.zeros(self.anchors.shape[0], dtype=torch.bool, device=self.anchors.device)
-        for cell in cells:
+        for cell, block in zip(cells, self.blocks, strict=True):
+            if block.similarity.shape[1] == 0:
+                continue  # a block of no columns has neither, and no largest cell
             if isinstance(cell, Tensor):
                 has = has | (cell.any(dim=1) if cell.dtype == torch.bool else cell.amax(dim=1) > 0)
             else:
@@ -232,7 +234,7 @@ class Pairs:
                 f"Got view1 {_shape(view1)}; use a larger batch, or a queue."
             )
         index = torch.arange(len(view1), device=view1.device).repeat(2)
-        both = unit(torch.cat([view1, view2]))  # (2B, D)
+        both = unit(torch.cat([wide(view1), wide(view2)]))  # (2B, D)
         return _among_themselves(both, index[:, None] == index[None, :])
 
     @staticmethod
@@ -255,7 +257,7 @@ class Pairs:
 
         Raises:
             ValueError: shapes that do not fit; no negatives (an empty queue and a batch of one); on a CPU also NaN
-                or zero embeddings.
+                or zero embeddings, and a class oracle that leaves no negative to any query.
 
         Source: He et al., CVPR 2020, arXiv 1911.05722; class oracle: Kalantidis et al., arXiv 2010.01028.
         """
@@ -273,6 +275,13 @@ class Pairs:
                 "The class oracle needs the labels of the queries and of the queue. Got only "
                 f"{'the queue' if labels is None else 'the queries'}'s; give both or neither."
             )
+        if labels is not None and queue_labels is not None:
+            check_labels(labels, query)
+            if queue_labels.shape != queue.shape[:1]:
+                raise ValueError(
+                    "`queue` and `queue_labels` must have the same length. "
+                    f"Got queue {_shape(queue)}, queue_labels {_shape(queue_labels)}; give one label a key."
+                )
         anchors = unit(query)
         key, queue = unit(key.detach()).to(anchors.dtype), queue.to(anchors.dtype)
         weight: Cells = 1.0
@@ -287,8 +296,13 @@ class Pairs:
             if labels is not None:
                 weight = weight & (labels[:, None] != labels[None, :])
         elif labels is not None and queue_labels is not None:
-            check_labels(labels, query)
             weight = labels[:, None] != queue_labels[None, :]  # (A, K) bool
+        if labels is not None and reads_values(query) and not bool(weight.any()):
+            raise ValueError(
+                "The class oracle leaves no negative. "
+                f"Got {len(query)} queries and {len(queue)} keys, all of class {labels[0].item()}; "
+                "sample several classes a batch."
+            )
         own = (anchors * key).sum(dim=1, keepdim=True)  # (A, 1)
         negatives = Block(similarity_table(anchors, queue), 0.0, weight, queue)
         return Pairs(anchors, (negatives, Block(own, 1.0, 1.0)))
@@ -505,6 +519,8 @@ def check_same_shape(name1: str, first: Tensor, name2: str, second: Tensor) -> N
 
 
 def _check_square(name: str, table: Tensor, embeddings: Tensor) -> None:
+    if not isinstance(table, Tensor):
+        raise TypeError(f"`{name}` must be a tensor. Got {type(table).__name__}; pass torch.as_tensor({name}).")
     if tuple(table.shape) != (len(embeddings), len(embeddings)):
         raise ValueError(
             f"`{name}` must have a row and a column for each embedding. "

@@ -38,6 +38,7 @@ class KeyQueue(nn.Module):
         self.size, self.dim = size, dim
         self._pointer, self._fill = 0, 0
         self._waiting: tuple[Tensor, Tensor | None] | None = None
+        self._num_tables, self._open_tables = 0, set()  # tables that read the buffer and await their backward pass
         self.register_buffer("key_buffer", torch.zeros(size, dim))
         self.register_buffer("label_buffer", torch.zeros(size, dtype=torch.long) if labels else None)
 
@@ -92,6 +93,9 @@ class KeyQueue(nn.Module):
 
     @torch.no_grad()
     def _write(self, keys: Tensor, labels: Tensor | None) -> None:
+        if self._open_tables:  # two steps before one backward pass: the first keeps the buffer it read
+            self.key_buffer = self.key_buffer.clone()
+            self._open_tables.clear()
         keys = unit(keys)[-self.size :].to(self.key_buffer.dtype)
         first = min(len(keys), self.size - self._pointer)  # up to the end of the buffer, then from its start
         self.key_buffer[self._pointer : self._pointer + first] = keys[:first]
@@ -107,7 +111,8 @@ class KeyQueue(nn.Module):
         """The table of queries against their keys and the queue as it stands; the keys join it afterwards.
 
         They are written when the queue is next read or saved, not now: the backward pass of this table reads the keys
-        of this step, and a copy of them would cost as much as the loss.
+        of this step, and a copy of them would cost as much as the loss. Where that pass has not run by then (a
+        symmetric loss, accumulated steps), the queue goes on in a copy.
 
         Args:
             query: (A, D) floats.
@@ -123,9 +128,18 @@ class KeyQueue(nn.Module):
         self._check_labels(labels, query)
         keys, queue_labels = self.keys, self.labels
         table = Pairs.from_queue(query, key, keys, labels=labels, queue_labels=queue_labels)
+        self._await_backward(table.blocks[0].similarity)
         if enqueue:
-            self._waiting = (key.detach(), labels)
+            self._waiting = (key.detach().clone(), None if labels is None else labels.clone())
         return table
+
+    def _await_backward(self, similarity: Tensor) -> None:
+        if not similarity.requires_grad:
+            return
+        self._num_tables += 1
+        number = self._num_tables
+        self._open_tables.add(number)
+        similarity.register_hook(lambda _: self._open_tables.discard(number))
 
     def get_extra_state(self) -> Tensor:
         """Pointer and fill, for the state dict, whose buffers then hold the keys that waited."""

@@ -27,7 +27,7 @@ def log_sum_exp(similarities: Sequence[Tensor], weights: Sequence[Cells], scale:
     Returns:
         (A,); -inf, with gradient 0, where every weight of the row is 0.
     """
-    used = [(s, w) for s, w in zip(similarities, weights, strict=True) if isinstance(w, Tensor) or w > 0]
+    used = [(s, w) for s, w in zip(similarities, weights, strict=True) if _counts(s, w)]
     if not used:
         return similarities[0].new_full((similarities[0].shape[0],), -torch.inf)
     similarities, weights = [s for s, _ in used], [w for _, w in used]
@@ -154,7 +154,8 @@ def weighted_total(similarities: Sequence[Tensor], weights: Sequence[Cells]) -> 
     for similarity, weight in zip(similarities, weights, strict=True):
         if isinstance(weight, Tensor):
             weight = weight.to(similarity.dtype)
-            total = total + torch.linalg.vecdot(similarity, weight.expand_as(similarity))
+            with torch.autocast(similarity.device.type, enabled=False):  # which would take the product in half precision
+                total = total + torch.linalg.vecdot(similarity, weight.expand_as(similarity))
             count = count + weight.expand_as(similarity).sum(dim=1)
         elif weight > 0:
             total = total + weight * similarity.sum(dim=1)
@@ -177,8 +178,12 @@ def negatives(pairs) -> tuple[list[Tensor], list[Cells]]:
     return _select(pairs, [block.negative for block in pairs])
 
 
+def _counts(similarity: Tensor, weight: Cells) -> bool:
+    return similarity.shape[1] > 0 and (isinstance(weight, Tensor) or weight > 0)
+
+
 def _select(pairs, weights: list[Cells]) -> tuple[list[Tensor], list[Cells]]:
-    used = [(b.similarity, w) for b, w in zip(pairs, weights, strict=True) if isinstance(w, Tensor) or w > 0]
+    used = [(b.similarity, w) for b, w in zip(pairs, weights, strict=True) if _counts(b.similarity, w)]
     if not used:
         return [pairs.blocks[0].similarity], [0.0]
     return [s for s, _ in used], [w for _, w in used]
