@@ -65,6 +65,7 @@ class Case:
     reference: Callable[[Mixer, tuple, Any], Tensor]
     labels: Tensor | None = None
     towers: bool = False
+    is_random: bool = True
 
     def call(self, inputs: tuple) -> tuple:
         """What the criterion is called with: the towers of a CLIP model end in unit vectors."""
@@ -166,7 +167,7 @@ def _supremix(name: str, values: Tensor = AGES, *, loss=SupConLoss, plain_loss=p
     def reference(mixer, inputs, draw):
         return plain.supremix(plain_loss(0.3), mixer, *inputs, draw)
 
-    return Case(name, make, lambda: (embeddings(len(values)), values), reference, values)
+    return Case(name, make, lambda: (embeddings(len(values)), values), reference, values, is_random=name != "supremix-positives")
 
 
 def _geodesic(name: str, *, siglip: bool = False, size: int = 8, epoch: int = 0, **settings) -> Case:
