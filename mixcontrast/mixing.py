@@ -36,10 +36,18 @@ class Linear:
         """
         if not self.normalize:
             return lam, 1 - lam
-        both = lam * (1 - lam)
-        squared = 1 - 2 * both + 2 * both * cosine  # lam^2 + (1-lam)^2 = 1 - 2*lam*(1-lam)
-        scale = squared.clamp(min=_LEAST_SQUARED_LENGTH).rsqrt()
+        scale = self._scale(lam, cosine)
         return lam * scale, (1 - lam) * scale
+
+    def similarity(self, first: Tensor, second: Tensor, lam: Tensor, cosine: Tensor | None) -> Tensor:
+        """Similarity of the mixture to an anchor, from its parents': `c1*first + c2*second`; shapes broadcast."""
+        mixed = torch.addcmul(second, lam, first - second)
+        return mixed * self._scale(lam, cosine) if self.normalize else mixed
+
+    def _scale(self, lam: Tensor, cosine: Tensor) -> Tensor:
+        """One over the length: |v|^2 = lam^2 + (1-lam)^2 + 2*lam*(1-lam)*cosine = 1 - 2*lam*(1-lam)*(1 - cosine)."""
+        squared = 1 - 2 * (lam - lam * lam) * (1 - cosine)
+        return squared.clamp(min=_LEAST_SQUARED_LENGTH).rsqrt()
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,11 @@ class Geodesic:
         angle = torch.arccos(cosine.clamp(_LEAST_COSINE, _MOST_COSINE))
         sine = torch.sin(angle)
         return torch.sin(lam * angle) / sine, torch.sin((1 - lam) * angle) / sine
+
+    def similarity(self, first: Tensor, second: Tensor, lam: Tensor, cosine: Tensor | None) -> Tensor:
+        """Similarity of the mixture to an anchor, from its parents': `c1*first + c2*second`; shapes broadcast."""
+        c1, c2 = self.coefficients(lam, cosine)
+        return c1 * first + c2 * second
 
 
 Interpolation = Linear | Geodesic

@@ -521,8 +521,13 @@ def _product(first: Cells, second: Cells) -> Cells:
     for constant, other in ((first, second), (second, first)):
         if not isinstance(constant, Tensor) and constant in (0.0, 1.0):
             return other if constant == 1.0 else 0.0
-    if isinstance(first, Tensor) and isinstance(second, Tensor) and first.dtype == second.dtype == torch.bool:
-        return first & second
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        if first.dtype == second.dtype == torch.bool:
+            return first & second
+        if first.dtype == torch.bool:
+            return torch.where(first, second, 0.0)
+        if second.dtype == torch.bool:
+            return torch.where(second, first, 0.0)
     return first * second
 
 

@@ -32,7 +32,7 @@ def log_sum_exp(similarities: Sequence[Tensor], weights: Sequence[Cells], scale:
         return similarities[0].new_full((similarities[0].shape[0],), -torch.inf)
     similarities, weights = [s for s, _ in used], [w for _, w in used]
     if torch.compiler.is_compiling():
-        logits = [_logits(s, w, scale) for s, w in used]
+        logits = [_logits(s, _log_weight(w, s), scale) for s, w in used]
         return _combine([_row_log_sum_exp(x) for x in logits])
     if not isinstance(scale, Tensor):
         scale = similarities[0].new_tensor(scale)
@@ -40,13 +40,22 @@ def log_sum_exp(similarities: Sequence[Tensor], weights: Sequence[Cells], scale:
 
 
 def _logits(similarity: Tensor, weight: Cells, scale: Tensor | float, out: Tensor | None = None) -> Tensor:
-    """A table `scale * similarity + log(weight)`, -inf where the weight is 0; new, or written to `out`."""
+    """A table `scale * similarity + log(weight)`; new, or written to `out`.
+
+    Args:
+        weight: as `_log_weight` gives it.
+    """
     logits = torch.mul(similarity, scale, out=out)
     if isinstance(weight, Tensor):
-        if weight.dtype == torch.bool:
-            return logits.masked_fill_(~weight, -torch.inf)
-        return logits.add_(weight.to(logits.dtype).log())
-    return logits if weight == 1.0 else logits.add_(math.log(weight))
+        return logits.masked_fill_(weight, -torch.inf) if weight.dtype == torch.bool else logits.add_(weight)
+    return logits.add_(weight) if weight else logits
+
+
+def _log_weight(weight: Cells, like: Tensor) -> Cells:
+    """What is added to logits: a log weight, -inf where it is 0; or, for a bool weight, which cells become -inf."""
+    if not isinstance(weight, Tensor):
+        return math.log(weight)
+    return ~weight if weight.dtype == torch.bool else weight.to(like.dtype).log()
 
 
 def _row_log_sum_exp(logits: Tensor) -> Tensor:
@@ -66,6 +75,7 @@ class _LogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx, scale: Tensor, weights: list[Cells], *similarities: Tensor) -> Tensor:
         parts = []
+        weights = [_log_weight(w, s) for s, w in zip(similarities, weights, strict=True)]
         for similarity, weight in zip(similarities, weights, strict=True):
             rows = similarity.new_empty(similarity.shape[0])
             for part in _row_chunks(similarity):

@@ -32,12 +32,14 @@ class Parents:
         right: (A, M) columns; None: every column of the table.
         lam: (A, M) share of the left parent, or one number (0-dimensional) for all.
         keep: (A, M) bool, or (A, 1): which of them count.
+        positive: whether left parents that are columns are positives, else they are negatives.
     """
 
     left: Tensor | None
     right: Tensor | None
     lam: Tensor
     keep: Tensor
+    positive: bool
 
 
 class Metrix(Mixer):
@@ -129,16 +131,17 @@ class Metrix(Mixer):
             most = max(int(positive.sum(dim=1).max()), 1)
             left = positive.to(torch.int8).topk(most, dim=1).indices  # (A, P), rows with fewer hold others too
             keep = positive.gather(1, left)[:, :, None] & negative[:, None, :]  # (A, P, C)
-            kinds.append((left, keep))
+            kinds.append((left, keep, True))
         if self.anchor_negative:
-            kinds.append((None, negative))
+            kinds.append((None, negative, True))
         if self.negative_negative:
             columns = torch.arange(like.shape[1], device=like.device)
             later = columns[:, None] < columns[None, :]  # each two once
-            kinds.append((columns.expand_as(like), negative[:, :, None] & negative[:, None, :] & later))
+            keep = negative[:, :, None] & negative[:, None, :] & later
+            kinds.append((columns.expand_as(like), keep, False))
         return tuple(
-            Parents(left, None, self._lambdas(keep.flatten(1).shape, like, generator), keep.flatten(1))
-            for left, keep in kinds
+            Parents(left, None, self._lambdas(keep.flatten(1).shape, like, generator), keep.flatten(1), positive)
+            for left, keep, positive in kinds
         )
 
     def _some(
@@ -152,13 +155,14 @@ class Metrix(Mixer):
         some_positive, some_negative = positive.any(dim=1, keepdim=True), negative.any(dim=1, keepdim=True)
         kinds = []
         if self.positive_negative:
-            kinds.append((columns(positive), columns(negative), some_positive & some_negative))
+            kinds.append((columns(positive), columns(negative), some_positive & some_negative, True))
         if self.anchor_negative:
-            kinds.append((None, columns(negative), some_negative))
+            kinds.append((None, columns(negative), some_negative, True))
         if self.negative_negative:
-            kinds.append((columns(negative), columns(negative), some_negative))
+            kinds.append((columns(negative), columns(negative), some_negative, False))
         return tuple(
-            Parents(left, right, self._lambdas(shape, like, generator), keep) for left, right, keep in kinds
+            Parents(left, right, self._lambdas(shape, like, generator), keep, positive)
+            for left, right, keep, positive in kinds
         )
 
     def _lambdas(self, shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -173,32 +177,41 @@ class Metrix(Mixer):
         return replace(pairs, blocks=tuple(self._mixtures(pairs, block, table, parents) for parents in draw))
 
     def _mixtures(self, pairs: Pairs, block: Block, table: Tensor, parents: Parents) -> Block:
-        target = block.target.to(table.dtype).expand_as(table)
         if parents.right is not None:
-            right, label = table.gather(1, parents.right), target.gather(1, parents.right)  # (A, M)
+            right = table.gather(1, parents.right)  # (A, M)
             if parents.left is None:
-                left, mine = self_similarity(pairs.anchors, self.detach), 1.0
+                left = self_similarity(pairs.anchors, self.detach)
                 cosine = right.detach() if self.detach else right
             else:
-                left, mine = table.gather(1, parents.left), target.gather(1, parents.left)
+                left = table.gather(1, parents.left)
                 cosine = parent_cosine(pairs, block, parents.left, parents.right, self.interpolation, self.detach)
-            c1, c2 = self.interpolation.coefficients(parents.lam, cosine)
-            mixed = c1 * left + c2 * right
-            return Block(mixed, parents.lam * mine + (1 - parents.lam) * label, parents.keep)
+            mixed = self.interpolation.similarity(left, right, parents.lam, cosine)
+            return Block(mixed, self._label(block, parents, mixed), parents.keep)
         if parents.left is None:
-            left, mine = self_similarity(pairs.anchors, self.detach)[:, :, None], 1.0  # (A, 1, 1)
+            left = self_similarity(pairs.anchors, self.detach)[:, :, None]  # (A, 1, 1)
             cosine = (table.detach() if self.detach else table)[:, None, :]
             shape = (len(table), 1, table.shape[1])
         else:
             left = table.gather(1, parents.left)[:, :, None]  # (A, P, 1)
-            mine = target.gather(1, parents.left)[:, :, None]
             cosine = self._cosine_to_all(pairs, block, parents.left)  # (A, P, C)
             shape = (*parents.left.shape, table.shape[1])
         lam = parents.lam if parents.lam.ndim == 0 else parents.lam.view(shape)
-        c1, c2 = self.interpolation.coefficients(lam, cosine)
-        mixed = c1 * left + c2 * table[:, None, :]
-        label = (lam * mine + (1 - lam) * target[:, None, :]).expand_as(mixed)
-        return Block(mixed.flatten(1), label.flatten(1), parents.keep)
+        mixed = self.interpolation.similarity(left, table[:, None, :], lam, cosine).expand(shape).flatten(1)
+        return Block(mixed, self._label(block, parents, mixed), parents.keep)
+
+    def _label(self, block: Block, parents: Parents, mixed: Tensor) -> Tensor | float:
+        """The mixed target: negatives have 0, so it is the share of a positive or of the anchor, or 0."""
+        lam = parents.lam.expand(mixed.shape) if parents.lam.ndim == 0 else parents.lam
+        if parents.left is None:
+            return lam
+        if not parents.positive:
+            return 0.0
+        if block.target.dtype == torch.bool:
+            return lam
+        mine = block.target.to(lam.dtype).expand_as(block.similarity).gather(1, parents.left)  # (A, P) or (A, M)
+        if parents.right is not None:
+            return lam * mine
+        return (lam.unflatten(1, (mine.shape[1], -1)) * mine[:, :, None]).flatten(1)
 
     def _cosine_to_all(self, pairs: Pairs, block: Block, left: Tensor) -> Tensor | None:
         """(A, P, C) cosines of the left parents with every column."""

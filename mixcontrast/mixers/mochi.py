@@ -146,10 +146,10 @@ class MoCHi(Mixer):
         columns = torch.cat([draw.first, draw.second, draw.negative], dim=1)
         read = read_detached(pairs, block, columns) if self.detach else block.similarity.gather(1, columns)
         first, second, negative = read.split([draw.first.shape[1], draw.second.shape[1], draw.negative.shape[1]], dim=1)
-        c1, c2 = self.interpolation.coefficients(draw.alpha, cosine)
-        of_pairs = c1 * first + c2 * second  # (A, S)
-        c1, c2 = self.interpolation.coefficients(draw.beta, negative.detach() if self.detach else negative)
-        with_anchor = c1 * self_similarity(pairs.anchors, self.detach) + c2 * negative  # (A, S')
+        of_pairs = self.interpolation.similarity(first, second, draw.alpha, cosine)  # (A, S)
+        own = self_similarity(pairs.anchors, self.detach)  # (A, 1)
+        cosine = negative.detach() if self.detach else negative
+        with_anchor = self.interpolation.similarity(own, negative, draw.beta, cosine)  # (A, S')
         return pairs.append(Block(torch.cat([of_pairs, with_anchor], dim=1), 0.0, draw.usable))
 
     def loss_of(self, pairs: Pairs, draw: MoCHiDraw) -> Tensor:

@@ -170,8 +170,8 @@ class SupReMix(Mixer):
         mixed = []
         if draw.lam is not None:
             cosine = (block.similarity.detach() if self.detach else block.similarity) if self._reads_cosine else None
-            c1, c2 = self.interpolation.coefficients(draw.lam, cosine)
-            similarity = c1 * self_similarity(pairs.anchors, self.detach) + c2 * table
+            own = self_similarity(pairs.anchors, self.detach)
+            similarity = self.interpolation.similarity(own, table, draw.lam, cosine)
             other = used & (apart > 0)
             if self.magnify_power is None:
                 mixed.append(Block(similarity, 0.0, other))
@@ -180,9 +180,8 @@ class SupReMix(Mixer):
                 mixed.append(Block(similarity, 0.0, torch.where(other, weight, 0.0)))
         if draw.below is not None:
             cosine = parent_cosine(pairs, block, draw.below, draw.above, self.interpolation, self.detach)
-            share = draw.share.to(table.dtype)
-            c1, c2 = self.interpolation.coefficients(share, cosine)
-            similarity = c1 * table.gather(1, draw.below) + c2 * table.gather(1, draw.above)
+            low, high = table.gather(1, draw.below), table.gather(1, draw.above)
+            similarity = self.interpolation.similarity(low, high, draw.share.to(table.dtype), cosine)
             mixed.append(Block(similarity, 1.0, draw.keep))
         if self.magnify_power is not None:
             block = replace(block, weight=(apart + 1) * block.weight)
