@@ -154,7 +154,8 @@ def weighted_total(similarities: Sequence[Tensor], weights: Sequence[Cells]) -> 
     for similarity, weight in zip(similarities, weights, strict=True):
         if isinstance(weight, Tensor):
             weight = weight.to(similarity.dtype)
-            total = total + torch.linalg.vecdot(similarity, weight.expand_as(similarity))
+            with torch.autocast(similarity.device.type, enabled=False):  # which makes a vecdot of bfloat16
+                total = total + torch.linalg.vecdot(similarity, weight.expand_as(similarity))
             count = count + weight.expand_as(similarity).sum(dim=1)
         elif weight > 0:
             total = total + weight * similarity.sum(dim=1)
