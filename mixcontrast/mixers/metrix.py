@@ -20,7 +20,7 @@ from mixcontrast.mixers.base import (
     source,
 )
 from mixcontrast.mixing import Interpolation, Linear, needs_cosine, sample_beta
-from mixcontrast.pairs import Block, Pairs
+from mixcontrast.pairs import Block, Pairs, similarity_table
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ class Metrix(Mixer):
             table = block.similarity.detach() if self.detach else block.similarity
             return table.index_select(0, left.flatten()).view(*left.shape, -1)
         candidates = block.candidates.detach() if self.detach else block.candidates
-        return (candidates.index_select(0, left.flatten()) @ candidates.mT).view(*left.shape, -1)
+        return similarity_table(candidates.index_select(0, left.flatten()), candidates).view(*left.shape, -1)
 
     def loss_of(self, pairs: Pairs, draw: tuple[Parents, ...]) -> Tensor:
         return self.loss.reduce(pairs) + self.weight * innermost(self.loss).reduce(self.mix(pairs, draw))
