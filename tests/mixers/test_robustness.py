@@ -146,13 +146,14 @@ def reordered(case: Case, mixer, draw, order: Tensor, num_columns: int, *, queue
         left = None if parents.left is None else columns(parents.left)
         if parents.right is not None:
             lam = parents.lam if parents.lam.ndim == 0 else parents.lam[order]
-            return Parents(left, columns(parents.right), lam, parents.keep[order])
+            return replace(parents, left=left, right=columns(parents.right), lam=lam, keep=parents.keep[order])
 
         def blocks(table: Tensor) -> Tensor:
             split = table[order].unflatten(1, (-1, num_columns))
             return (split if queue else split[:, :, order]).flatten(1)
 
-        return Parents(left, None, parents.lam if parents.lam.ndim == 0 else blocks(parents.lam), blocks(parents.keep))
+        lam = parents.lam if parents.lam.ndim == 0 else blocks(parents.lam)
+        return replace(parents, left=left, lam=lam, keep=blocks(parents.keep))
 
     return tuple(kind(parents) for parents in draw)
 
@@ -175,8 +176,8 @@ def test_permuting_anchors_permutes_rows(case: Case, interpolation: str) -> None
             left = None if p.left is None else new[p.left]
             if p.right is not None:
                 return replace(p, left=left, right=new[p.right])
-            turn = [t.unflatten(1, (-1, num_columns))[:, :, order].flatten(1) for t in (p.lam, p.keep)]
-            return Parents(left, None, *turn)
+            lam, keep = (t.unflatten(1, (-1, num_columns))[:, :, order].flatten(1) for t in (p.lam, p.keep))
+            return replace(p, left=left, lam=lam, keep=keep)
 
         draw, expected = tuple(kind(p) for p in draw), rows
     else:
