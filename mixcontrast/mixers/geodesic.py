@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from mixcontrast.losses.base import Loss
-from mixcontrast.mixers.base import Mixer, check_wrappable, innermost, only_real_block
+from mixcontrast.mixers.base import Mixer, check_wrappable, innermost, only_real_block, reduce_tables
 from mixcontrast.mixing import Geodesic, Interpolation, anchor_side, sample_beta
 from mixcontrast.pairs import Block, Pairs, similarity_table
 
@@ -197,16 +198,19 @@ class GeodesicMixup(Mixer):
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
         tables = self.tables(image_features, text_features, logit_scale, logit_bias)
-        loss = self.loss_of_towers(tables, self.draw(tables[0]))
+        loss = self.reduce_tables(tables)
         return {"contrastive_loss": loss} if output_dict else loss
 
-    def loss_of_towers(self, tables: tuple[Pairs, ...], draw: GeodesicDraw) -> Tensor:
+    def reduce_tables(self, tables: Sequence[Pairs]) -> Tensor:
+        return self.loss_of_towers(tables, self.draw(tables[0]))
+
+    def loss_of_towers(self, tables: Sequence[Pairs], draw: GeodesicDraw) -> Tensor:
         """The loss of all directions under one draw; the first table's anchors are the images.
 
         V-, L- and VL-Mix are one table read both ways; m2-Mix, whose mixtures are candidates in both, is one each.
         """
         mixed = self.mix(tables[0], draw)
-        total = self.loss.reduce(tables[0]) + self._mixed(mixed)
+        total = self._mixed(mixed)
         for back in tables[1:]:
             turned = {}
             for name, table in mixed.items():
@@ -216,8 +220,8 @@ class GeodesicMixup(Mixer):
                 else:
                     (block,) = table.blocks
                     turned[name] = self._table(back, name, Block(block.similarity.mT, block.target.mT, 1.0))
-            total = total + self.loss.reduce(back) + self._mixed(turned)
-        return total / len(tables)
+            total = total + self._mixed(turned)
+        return reduce_tables(self.loss, tables) + total / len(tables)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={term.weight}" for name, term in self.terms.items())

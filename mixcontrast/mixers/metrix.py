@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from mixcontrast.losses.base import Loss
+from mixcontrast.losses.base import Loss, mean_over_tables
 from mixcontrast.mixers.base import (
     Mixer,
     check_wrappable,
@@ -16,6 +17,7 @@ from mixcontrast.mixers.base import (
     only_real_block,
     parent_cosine,
     pick,
+    reduce_tables,
     self_similarity,
     source,
 )
@@ -225,6 +227,10 @@ class Metrix(Mixer):
 
     def loss_of(self, pairs: Pairs, draw: tuple[Parents, ...]) -> Tensor:
         return self.loss.reduce(pairs) + self.weight * innermost(self.loss).reduce(self.mix(pairs, draw))
+
+    def reduce_tables(self, tables: Sequence[Pairs]) -> Tensor:
+        mixed = [self.mix(pairs, self.draw(pairs)) for pairs in tables]
+        return reduce_tables(self.loss, tables) + self.weight * mean_over_tables(innermost(self.loss), mixed)
 
     def extra_repr(self) -> str:
         return f"weight={self.weight}, alpha={self.alpha}, num_mixtures={self.num_mixtures}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from mixcontrast.mixers.base import (
     only_real_block,
     parent_cosine,
     read_detached,
+    reduce_tables,
     self_similarity,
 )
 from mixcontrast.mixing import Interpolation, Linear
@@ -160,11 +162,11 @@ class MoCHi(Mixer):
             return self.loss.reduce(pairs)
         return self.loss_of(pairs, self.draw(pairs))
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        loss = super().forward(*inputs)
+    def reduce_tables(self, tables: Sequence[Pairs]) -> Tensor:
+        warming_up = self.step < self.warmup_steps
         if self.training:
             self.step += 1
-        return loss
+        return reduce_tables(self.loss, tables) if warming_up else super().reduce_tables(tables)
 
     def get_extra_state(self) -> Tensor:
         """How many training steps were counted, for the state dict."""
