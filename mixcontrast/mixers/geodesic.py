@@ -11,7 +11,7 @@ from torch import Tensor
 from mixcontrast.losses.base import Loss
 from mixcontrast.mixers.base import Mixer, check_wrappable, innermost, only_real_block, reduce_tables
 from mixcontrast.mixing import Geodesic, Interpolation, anchor_side, sample_beta
-from mixcontrast.pairs import Block, Pairs, similarity_table
+from mixcontrast.pairs import Block, Pairs, reads_values, similarity_table
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,13 @@ class GeodesicMixup(Mixer):
         self.loss = loss
         self.decay_with_epoch, self.epoch = decay_with_epoch, 0
         self.interpolation, self.detach = interpolation, detach
+
+    def tables(self, *inputs: Tensor) -> tuple[Pairs, ...]:
+        tables = self.loss.tables(*inputs)
+        if reads_values(tables[0].anchors):
+            _check_lengths("image_features", tables[0].anchors)
+            _check_lengths("text_features", tables[0].candidates)
+        return tables
 
     def set_epoch(self, epoch: int) -> None:
         """Tells the epoch, from 0, for `decay_with_epoch`."""
@@ -244,6 +251,16 @@ class _MixRows(torch.autograd.Function):
             of_c1 = torch.linalg.vecdot(grad, table)[:, None]
             of_c2 = torch.linalg.vecdot(turned, table).flip(0)[:, None]
         return turned.mul_(c2.flip(0)).addcmul_(grad, c1), of_c1, of_c2
+
+
+def _check_lengths(name: str, features: Tensor) -> None:
+    """One line where features are not of unit length, to the precision of bfloat16."""
+    length = torch.linalg.vector_norm(features.detach(), dim=1)
+    if not bool(((length - 1).abs() < 0.01).all()):
+        raise ValueError(
+            f"GeodesicMixup mixes on the sphere: `{name}` must be of unit length. Got lengths from "
+            f"{length.min().item():g} to {length.max().item():g}; pass torch.nn.functional.normalize({name}, dim=-1)."
+        )
 
 
 def _two_targets(like: Tensor, lam: Tensor) -> Tensor:
