@@ -209,7 +209,7 @@ def pick(mask: Tensor, share: Tensor) -> Tensor:
     """(A, M) columns drawn uniformly among those where `mask` is set.
 
     Args:
-        mask: (A, C) bool; a row without any gives column 0.
+        mask: (A, C) bool; a row without any gives the last column.
         share: (A, M) uniform in [0, 1).
     """
     running = mask.cumsum(dim=1)  # (A, C)
