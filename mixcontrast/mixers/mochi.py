@@ -13,7 +13,6 @@ from mixcontrast.losses.softmax import InfoNCE
 from mixcontrast.mixers.base import (
     Mixer,
     check_wrappable,
-    innermost,
     only_real_block,
     parent_cosine,
     read_detached,
@@ -104,9 +103,16 @@ class MoCHi(Mixer):
             )
         if warmup_steps < 0:
             raise ValueError(f"`warmup_steps` must be at least 0. Got {warmup_steps}; 0 mixes from the first step.")
-        bottom = innermost(loss)
-        if queue is not None and isinstance(bottom, InfoNCE) and bottom.queue is not None:
-            raise TypeError("One queue is enough. Got one for MoCHi and one for InfoNCE; give it to MoCHi alone.")
+        inner = loss
+        while queue is not None:
+            if isinstance(inner, InfoNCE | MoCHi) and inner.queue is not None:
+                raise TypeError(
+                    f"One queue is enough. Got one for MoCHi and one for {type(inner).__name__} inside it; "
+                    "give it to the outer MoCHi alone."
+                )
+            if not isinstance(inner, Mixer):
+                break
+            inner = inner.loss
         self.loss = loss
         self.num_hardest, self.num_pair_mixes, self.num_anchor_mixes = num_hardest, num_pair_mixes, num_anchor_mixes
         self.queue = queue
