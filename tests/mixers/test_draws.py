@@ -1,4 +1,4 @@
-"""What is drawn: allowed pairs only, all of them where there is room, evenly otherwise, and again from the same seed."""
+"""What is drawn: allowed pairs only, all where there is room, evenly otherwise, and again from the same seed."""
 
 from __future__ import annotations
 
@@ -141,7 +141,8 @@ def test_metrix_mixes_what_it_says(case: Case) -> None:
         for a in range(len(pairs.anchors)):
             mine, theirs = positive[a].nonzero().flatten().tolist(), negative[a].nonzero().flatten().tolist()
             firsts = {"positive": mine, "anchor": [None], "negative": theirs}[name]
-            seen = list(zip([None] * len(right[a]) if left is None else left[a].tolist(), right[a].tolist(), strict=True))
+            lefts = [None] * len(right[a]) if left is None else left[a].tolist()
+            seen = list(zip(lefts, right[a].tolist(), strict=True))
             assert bool(((lam[a] >= 0) & (lam[a] <= 1)).all())
             if mixer.num_mixtures is not None:
                 assert len(seen) == (mixer.num_mixtures if firsts and theirs else 0)
