@@ -1,0 +1,97 @@
+"""What retrieval asks of its inputs, each refusal in one line."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+
+
+def as_array(value: Any) -> np.ndarray:
+    """A torch tensor (of any device and float width), list or array as a numpy array."""
+    detach = getattr(value, "detach", None)
+    if detach is not None:
+        value = detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":
+            value = value.float()
+    return np.asarray(value)
+
+
+def check_table(name: str, table: Any, normalize: bool) -> np.ndarray:
+    """(N, D) contiguous float32, divided by its rows' lengths where `normalize` is set."""
+    table = as_array(table)
+    if table.ndim != 2 or 0 in table.shape:
+        raise ValueError(
+            f"`{name}` must have shape (rows, dimensions), neither of them 0. Got {table.shape}; "
+            "give one vector a row."
+        )
+    if not np.issubdtype(table.dtype, np.floating):
+        raise TypeError(f"`{name}` must be floats. Got {table.dtype}; are embeddings and labels swapped?")
+    if not normalize:
+        table = table.astype(np.float32, copy=False)
+    finite = np.isfinite(table).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"`{name}` must be finite. Got NaN or infinity in {int((~finite).sum())} of {len(table)} rows, first in "
+            f"row {int(np.argmin(finite))}; drop those rows, or look at the encoder."
+        )
+    if normalize:
+        wide = table.astype(np.float64 if table.dtype == np.float64 else np.float32, copy=False)
+        length = np.linalg.norm(wide, axis=1, keepdims=True)
+        if not (length > 0).all():
+            raise ValueError(
+                f"`{name}` under cosine must not hold rows of zeros. Got {int((length == 0).sum())} of {len(table)}, "
+                f"first row {int(np.argmin(length))}; drop them, or search with normalize=False."
+            )
+        table = (wide / length).astype(np.float32)
+    return np.ascontiguousarray(table)
+
+
+def check_pair_of_tables(queries: Any, gallery: Any, normalize: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Queries and gallery as float32 tables of one width."""
+    same = gallery is queries
+    queries = check_table("queries", queries, normalize)
+    gallery = queries if same else check_table("gallery", gallery, normalize)
+    if queries.shape[1] != gallery.shape[1]:
+        raise ValueError(
+            "`queries` and `gallery` must be of one width. "
+            f"Got queries {queries.shape}, gallery {gallery.shape}; embed both with the same encoder."
+        )
+    return queries, gallery
+
+
+def check_k(k: Any) -> int:
+    """A whole number of at least 1."""
+    try:
+        k = operator.index(k)
+    except TypeError:
+        raise TypeError(f"`k` must be a whole number. Got {k!r}; the number of neighbours.") from None
+    if k < 1:
+        raise ValueError(f"`k` must be at least 1. Got {k}; recall@1 is the least there is.")
+    return k
+
+
+def check_integers(name: str, values: Any, length: int) -> np.ndarray:
+    """(length,) int64, compared as integers and never as floats."""
+    values = as_array(values)
+    if not np.issubdtype(values.dtype, np.integer) and values.dtype != bool:
+        raise TypeError(f"`{name}` must be integers. Got {values.dtype}; floats above 2**24 merge classes.")
+    if values.shape != (length,):
+        raise ValueError(f"`{name}` must be one integer a row. Got {values.shape} for {length} rows; give one each.")
+    return values.astype(np.int64)
+
+
+def check_ids(
+    query_ids: Any, gallery_ids: Any, num_queries: int, num_gallery: int
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Both kinds of ids, or neither."""
+    if (query_ids is None) != (gallery_ids is None):
+        given = "gallery_ids" if query_ids is None else "query_ids"
+        raise ValueError(f"Leaving out a query's own entries needs both ids. Got only `{given}`; give both or neither.")
+    if query_ids is None:
+        return None, None
+    return (
+        check_integers("query_ids", query_ids, num_queries),
+        check_integers("gallery_ids", gallery_ids, num_gallery),
+    )

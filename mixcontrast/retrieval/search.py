@@ -1,0 +1,88 @@
+"""Exact nearest neighbours over faiss, the only place that imports it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mixcontrast.retrieval.checks import check_ids, check_k, check_pair_of_tables
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The nearest gallery rows of each query, best first.
+
+    Attributes:
+        indices: (Q, K) int64 rows of the gallery. Where a row has fewer than K (its own entries left out of a small
+            gallery), its last places are not `valid` and hold 0.
+        similarity: (Q, K) float32, higher is closer, not rising along a row; -inf where not `valid`.
+        valid: (Q, K) bool.
+    """
+
+    indices: np.ndarray
+    similarity: np.ndarray
+    valid: np.ndarray
+
+
+def search(
+    queries: Any,
+    gallery: Any,
+    k: int,
+    *,
+    normalize: bool = True,
+    query_ids: Any = None,
+    gallery_ids: Any = None,
+) -> Neighbours:
+    """The `k` gallery rows most similar to each query, exactly.
+
+    Args:
+        queries: (Q, D) floats, a tensor or array.
+        gallery: (G, D) floats.
+        k: how many, at least 1. A gallery smaller than `k` gives as many columns as it has rows: never padding.
+        normalize: by cosine; without, by inner product.
+        query_ids: (Q,) integers of any size; with `gallery_ids`, a gallery row whose id is the query's is left out:
+            by identity, wherever it ranks.
+        gallery_ids: (G,) integers.
+
+    Returns:
+        `Neighbours`; equal similarities are in the order of the gallery.
+
+    Raises:
+        ValueError: shapes that do not fit, NaN, rows of zeros under cosine, `k` below 1, an empty gallery.
+        TypeError: embeddings that are not floats, ids that are not integers.
+        ImportError: faiss is not installed.
+
+    >>> found = search([[1.0, 0.0]], [[0.0, 1.0], [2.0, 0.1], [-1.0, 0.0]], k=5)
+    >>> found.indices
+    array([[1, 0, 2]])
+    """
+    queries, gallery = check_pair_of_tables(queries, gallery, normalize)
+    k = check_k(k)
+    query_ids, gallery_ids = check_ids(query_ids, gallery_ids, len(queries), len(gallery))
+    if query_ids is None:
+        similarity, indices = _knn(queries, gallery, min(k, len(gallery)))
+        return Neighbours(indices, similarity, np.ones(indices.shape, bool))
+    most = int(np.unique(gallery_ids, return_counts=True)[1].max())
+    similarity, indices = _knn(queries, gallery, min(k + most, len(gallery)))
+    own = gallery_ids[indices] == query_ids[:, None]
+    order = np.argsort(own, axis=1, kind="stable")[:, :k]  # the others first, in their order
+    valid = ~np.take_along_axis(own, order, axis=1)
+    indices = np.where(valid, np.take_along_axis(indices, order, axis=1), 0)
+    similarity = np.where(valid, np.take_along_axis(similarity, order, axis=1), np.float32(-np.inf))
+    used = max(int(valid.any(axis=0).sum()), 1)
+    return Neighbours(indices[:, :used], similarity[:, :used], valid[:, :used])
+
+
+def _knn(queries: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """(Q, k) similarities, falling, and rows; equal similarities by row."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError("Searching needs faiss. It is not installed; pip install 'mixcontrast[retrieval]'") from error
+    similarity, indices = faiss.knn(queries, gallery, k, metric=faiss.METRIC_INNER_PRODUCT)
+    if (similarity[:, 1:] == similarity[:, :-1]).any():
+        order = np.lexsort((indices, -similarity), axis=1)
+        similarity, indices = np.take_along_axis(similarity, order, 1), np.take_along_axis(indices, order, 1)
+    return similarity, indices.astype(np.int64, copy=False)
