@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mixcontrast.pairs import similarity_table
+
 _LEAST_SQUARED_LENGTH = 1e-4  # of a linear mixture before it is divided by its length: opposite parents cancel
 _LEAST_COSINE = -0.999  # parents further apart than 177.4 degrees have no well-defined geodesic
 _MOST_COSINE = 1 - 1e-6
@@ -126,5 +128,5 @@ def anchor_side(similarity: Tensor, anchors: Tensor, candidates: Tensor) -> Tens
     if not candidates.requires_grad:
         return similarity
     if torch.compiler.is_compiling():
-        return anchors @ candidates.detach().mT
+        return similarity_table(anchors, candidates.detach())
     return _AnchorSide.apply(similarity.detach(), anchors, candidates.detach())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -45,9 +46,23 @@ class Mixer(nn.Module, ABC):
         """The loss of a table under a fresh draw; a 0-dimensional tensor."""
         return self.loss_of(pairs, self.draw(pairs))
 
+    def reduce_tables(self, tables: Sequence[Pairs]) -> Tensor:
+        """The mean over the tables of a batch, all the way down a stack; a 0-dimensional tensor.
+
+        A batch passes here once, however many tables it has and wherever in a stack the mixer is.
+        """
+        return reduce_tables(self.loss, [self.mix(pairs, self.draw(pairs)) for pairs in tables])
+
     def forward(self, *inputs: Tensor) -> Tensor:
         """The mean over the tables of a batch; arguments are those of the wrapped loss."""
-        return mean_over_tables(self, self.tables(*inputs))
+        return self.reduce_tables(self.tables(*inputs))
+
+
+def reduce_tables(criterion: Loss | Mixer, tables: Sequence[Pairs]) -> Tensor:
+    """The mean of a loss, or a mixer's loss, over the tables of a batch; a 0-dimensional tensor."""
+    if isinstance(criterion, Mixer):
+        return criterion.reduce_tables(tables)
+    return mean_over_tables(criterion, tables)
 
 
 def innermost(criterion: Loss | Mixer) -> Loss:
@@ -194,7 +209,7 @@ def pick(mask: Tensor, share: Tensor) -> Tensor:
     """(A, M) columns drawn uniformly among those where `mask` is set.
 
     Args:
-        mask: (A, C) bool; a row without any gives column 0.
+        mask: (A, C) bool; a row without any gives the last column.
         share: (A, M) uniform in [0, 1).
     """
     running = mask.cumsum(dim=1)  # (A, C)

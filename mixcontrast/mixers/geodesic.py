@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from mixcontrast.losses.base import Loss
-from mixcontrast.mixers.base import Mixer, check_wrappable, innermost, only_real_block
+from mixcontrast.mixers.base import Mixer, check_wrappable, innermost, only_real_block, reduce_tables
 from mixcontrast.mixing import Geodesic, Interpolation, anchor_side, sample_beta
-from mixcontrast.pairs import Block, Pairs, similarity_table
+from mixcontrast.pairs import Block, Pairs, reads_values, similarity_table
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,13 @@ class GeodesicMixup(Mixer):
         self.decay_with_epoch, self.epoch = decay_with_epoch, 0
         self.interpolation, self.detach = interpolation, detach
 
+    def tables(self, *inputs: Tensor) -> tuple[Pairs, ...]:
+        tables = self.loss.tables(*inputs)
+        if reads_values(tables[0].anchors):
+            _check_lengths("image_features", tables[0].anchors)
+            _check_lengths("text_features", tables[0].candidates)
+        return tables
+
     def set_epoch(self, epoch: int) -> None:
         """Tells the epoch, from 0, for `decay_with_epoch`."""
         self.epoch = epoch
@@ -197,16 +205,19 @@ class GeodesicMixup(Mixer):
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
         tables = self.tables(image_features, text_features, logit_scale, logit_bias)
-        loss = self.loss_of_towers(tables, self.draw(tables[0]))
+        loss = self.reduce_tables(tables)
         return {"contrastive_loss": loss} if output_dict else loss
 
-    def loss_of_towers(self, tables: tuple[Pairs, ...], draw: GeodesicDraw) -> Tensor:
+    def reduce_tables(self, tables: Sequence[Pairs]) -> Tensor:
+        return self.loss_of_towers(tables, self.draw(tables[0]))
+
+    def loss_of_towers(self, tables: Sequence[Pairs], draw: GeodesicDraw) -> Tensor:
         """The loss of all directions under one draw; the first table's anchors are the images.
 
         V-, L- and VL-Mix are one table read both ways; m2-Mix, whose mixtures are candidates in both, is one each.
         """
         mixed = self.mix(tables[0], draw)
-        total = self.loss.reduce(tables[0]) + self._mixed(mixed)
+        total = self._mixed(mixed)
         for back in tables[1:]:
             turned = {}
             for name, table in mixed.items():
@@ -216,8 +227,8 @@ class GeodesicMixup(Mixer):
                 else:
                     (block,) = table.blocks
                     turned[name] = self._table(back, name, Block(block.similarity.mT, block.target.mT, 1.0))
-            total = total + self.loss.reduce(back) + self._mixed(turned)
-        return total / len(tables)
+            total = total + self._mixed(turned)
+        return reduce_tables(self.loss, tables) + total / len(tables)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={term.weight}" for name, term in self.terms.items())
@@ -240,6 +251,16 @@ class _MixRows(torch.autograd.Function):
             of_c1 = torch.linalg.vecdot(grad, table)[:, None]
             of_c2 = torch.linalg.vecdot(turned, table).flip(0)[:, None]
         return turned.mul_(c2.flip(0)).addcmul_(grad, c1), of_c1, of_c2
+
+
+def _check_lengths(name: str, features: Tensor) -> None:
+    """One line where features are not of unit length, to the precision of bfloat16."""
+    length = torch.linalg.vector_norm(features.detach(), dim=1)
+    if not bool(((length - 1).abs() < 0.01).all()):
+        raise ValueError(
+            f"GeodesicMixup mixes on the sphere: `{name}` must be of unit length. Got lengths from "
+            f"{length.min().item():g} to {length.max().item():g}; pass torch.nn.functional.normalize({name}, dim=-1)."
+        )
 
 
 def _two_targets(like: Tensor, lam: Tensor) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from mixcontrast.losses.base import Loss
+from mixcontrast.losses.base import Loss, mean_over_tables
 from mixcontrast.mixers.base import (
     Mixer,
     check_wrappable,
@@ -16,11 +17,12 @@ from mixcontrast.mixers.base import (
     only_real_block,
     parent_cosine,
     pick,
+    reduce_tables,
     self_similarity,
     source,
 )
 from mixcontrast.mixing import Interpolation, Linear, needs_cosine, sample_beta
-from mixcontrast.pairs import Block, Pairs
+from mixcontrast.pairs import Block, Pairs, similarity_table
 
 
 @dataclass(frozen=True)
@@ -221,10 +223,14 @@ class Metrix(Mixer):
             table = block.similarity.detach() if self.detach else block.similarity
             return table.index_select(0, left.flatten()).view(*left.shape, -1)
         candidates = block.candidates.detach() if self.detach else block.candidates
-        return (candidates.index_select(0, left.flatten()) @ candidates.mT).view(*left.shape, -1)
+        return similarity_table(candidates.index_select(0, left.flatten()), candidates).view(*left.shape, -1)
 
     def loss_of(self, pairs: Pairs, draw: tuple[Parents, ...]) -> Tensor:
         return self.loss.reduce(pairs) + self.weight * innermost(self.loss).reduce(self.mix(pairs, draw))
+
+    def reduce_tables(self, tables: Sequence[Pairs]) -> Tensor:
+        mixed = [self.mix(pairs, self.draw(pairs)) for pairs in tables]
+        return reduce_tables(self.loss, tables) + self.weight * mean_over_tables(innermost(self.loss), mixed)
 
     def extra_repr(self) -> str:
         return f"weight={self.weight}, alpha={self.alpha}, num_mixtures={self.num_mixtures}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +13,10 @@ from mixcontrast.losses.softmax import InfoNCE
 from mixcontrast.mixers.base import (
     Mixer,
     check_wrappable,
-    innermost,
     only_real_block,
     parent_cosine,
     read_detached,
+    reduce_tables,
     self_similarity,
 )
 from mixcontrast.mixing import Interpolation, Linear
@@ -102,9 +103,16 @@ class MoCHi(Mixer):
             )
         if warmup_steps < 0:
             raise ValueError(f"`warmup_steps` must be at least 0. Got {warmup_steps}; 0 mixes from the first step.")
-        bottom = innermost(loss)
-        if queue is not None and isinstance(bottom, InfoNCE) and bottom.queue is not None:
-            raise TypeError("One queue is enough. Got one for MoCHi and one for InfoNCE; give it to MoCHi alone.")
+        inner = loss
+        while queue is not None:
+            if isinstance(inner, InfoNCE | MoCHi) and inner.queue is not None:
+                raise TypeError(
+                    f"One queue is enough. Got one for MoCHi and one for {type(inner).__name__} inside it; "
+                    "give it to the outer MoCHi alone."
+                )
+            if not isinstance(inner, Mixer):
+                break
+            inner = inner.loss
         self.loss = loss
         self.num_hardest, self.num_pair_mixes, self.num_anchor_mixes = num_hardest, num_pair_mixes, num_anchor_mixes
         self.queue = queue
@@ -160,11 +168,11 @@ class MoCHi(Mixer):
             return self.loss.reduce(pairs)
         return self.loss_of(pairs, self.draw(pairs))
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        loss = super().forward(*inputs)
+    def reduce_tables(self, tables: Sequence[Pairs]) -> Tensor:
+        warming_up = self.step < self.warmup_steps
         if self.training:
             self.step += 1
-        return loss
+        return reduce_tables(self.loss, tables) if warming_up else super().reduce_tables(tables)
 
     def get_extra_state(self) -> Tensor:
         """How many training steps were counted, for the state dict."""

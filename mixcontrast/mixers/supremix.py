@@ -182,7 +182,8 @@ class SupReMix(Mixer):
             cosine = parent_cosine(pairs, block, draw.below, draw.above, self.interpolation, self.detach)
             low, high = table.gather(1, draw.below), table.gather(1, draw.above)
             similarity = self.interpolation.similarity(low, high, draw.share.to(table.dtype), cosine)
-            mixed.append(Block(similarity, 1.0, draw.keep))
+            both_used = used.gather(1, draw.below) & used.gather(1, draw.above)
+            mixed.append(Block(similarity, 1.0, draw.keep & both_used))
         if self.magnify_power is not None:
             block = replace(block, weight=(apart + 1) * block.weight)
         others = tuple(known for known in pairs.blocks if known.candidates is None)
