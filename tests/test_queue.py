@@ -73,7 +73,7 @@ def test_equals_a_plain_list(size, batches, waits):
     """Whether the keys come by `enqueue` or by a training step, which writes them later."""
     queue, plain = KeyQueue(size, DIM, labels=True), []
     number = 0
-    for batch, wait in zip(batches, waits):
+    for batch, wait in zip(batches, waits, strict=False):
         keys, labels = normalize(torch.randn(batch, DIM)), torch.arange(number, number + batch)
         number += batch
         if wait and (batch > 1 or queue.fill):

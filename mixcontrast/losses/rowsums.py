@@ -154,7 +154,7 @@ def weighted_total(similarities: Sequence[Tensor], weights: Sequence[Cells]) -> 
     for similarity, weight in zip(similarities, weights, strict=True):
         if isinstance(weight, Tensor):
             weight = weight.to(similarity.dtype)
-            with torch.autocast(similarity.device.type, enabled=False):  # which would take the product in half precision
+            with torch.autocast(similarity.device.type, enabled=False):  # whose product would be half
                 total = total + torch.linalg.vecdot(similarity, weight.expand_as(similarity))
             count = count + weight.expand_as(similarity).sum(dim=1)
         elif weight > 0:

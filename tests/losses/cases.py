@@ -63,7 +63,8 @@ def plain_rows(
     for s, t, w in zip(similarity, target.tolist(), weight.tolist(), strict=True):
         rows.append(case.row(list(s), [float(x) for x in t], [float(x) for x in w], scale, bias))
     if case.name == "proxy_anchor":  # positives are averaged over proxies with examples, negatives over all
-        with_positive = [any(x * y > 0 for x, y in zip(t, w)) for t, w in zip(target.tolist(), weight.tolist())]
+        rows_of = list(zip(target.tolist(), weight.tolist(), strict=True))
+        with_positive = [any(x * y > 0 for x, y in zip(t, w, strict=True)) for t, w in rows_of]
         share = len(rows) / max(sum(with_positive), 1)
         return torch.stack([pull * share + push for pull, push in rows])
     return torch.stack(rows)

@@ -287,7 +287,7 @@ def test_columns_may_come_in_any_number_of_blocks(case, cuts):
     edges = [0, *cuts, C]
     whole = table((similarity, target, weight), scale=scale_for(case))
     parts = table(
-        *[(similarity[:, a:b], target[:, a:b], weight[:, a:b]) for a, b in zip(edges, edges[1:])],
+        *[(similarity[:, a:b], target[:, a:b], weight[:, a:b]) for a, b in zip(edges, edges[1:], strict=False)],
         scale=scale_for(case),
     )
     pull = torch.rand(A).double()
@@ -315,7 +315,8 @@ def test_constants_of_a_block_equal_full_tables(case, target, weight):
     ):
         pairs = table((similarity, *first), (more, *cells), scale=scale_for(case))
         rows = criterion.rows(pairs)
-        results.append([rows.detach(), *value_and_gradients(rows.sum(), [similarity, more]), pairs.target, pairs.weight])
+        gradients = value_and_gradients(rows.sum(), [similarity, more])
+        results.append([rows.detach(), *gradients, pairs.target, pairs.weight])
     assert_all_close(results[0], results[1], check_dtype=False)
     assert_all_close(results[0], results[2], check_dtype=False)
 
