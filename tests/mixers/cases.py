@@ -167,7 +167,8 @@ def _supremix(name: str, values: Tensor = AGES, *, loss=SupConLoss, plain_loss=p
     def reference(mixer, inputs, draw):
         return plain.supremix(plain_loss(0.3), mixer, *inputs, draw)
 
-    return Case(name, make, lambda: (embeddings(len(values)), values), reference, values, is_random=name != "supremix-positives")
+    is_random = settings.get("negatives", True)
+    return Case(name, make, lambda: (embeddings(len(values)), values), reference, values, is_random=is_random)
 
 
 def _geodesic(name: str, *, siglip: bool = False, size: int = 8, epoch: int = 0, **settings) -> Case:

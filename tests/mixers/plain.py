@@ -143,7 +143,8 @@ def mochi(loss, anchors: Tensor, real: list[Row], candidates: Tensor, negative: 
         return torch.stack([parents[a][columns[a]] for a in range(len(anchors))])  # (A, S, D)
 
     pair = mixture(of(draw.first), of(draw.second), draw.alpha, mixer.interpolation)
-    with_anchor = mixture(itself[:, None].expand_as(of(draw.negative)), of(draw.negative), draw.beta, mixer.interpolation)
+    negatives = of(draw.negative)
+    with_anchor = mixture(itself[:, None].expand_as(negatives), negatives, draw.beta, mixer.interpolation)
     s = torch.einsum("ad,amd->am", anchors, torch.cat([pair, with_anchor], dim=1))
     return loss(join(real, rows_of(s, torch.zeros_like(s), negative.any(1, keepdim=True))))
 
@@ -255,8 +256,9 @@ def geodesic(mixer, inputs, draw, *, siglip: bool) -> Tensor:
         rows = rows_of(s, t, torch.ones_like(s))
         if not siglip:
             return torch.stack([cross_entropy(r, by) for r in rows]).mean()
-        logs = [r.t * torch.sigmoid(r.s * by + bias).log() + (1 - r.t) * torch.sigmoid(-r.s * by - bias).log() for r in rows]
-        return -torch.stack([x.sum() for x in logs]).mean()
+        yes = [(r.t * torch.sigmoid(r.s * by + bias).log()).sum() for r in rows]
+        no = [((1 - r.t) * torch.sigmoid(-r.s * by - bias).log()).sum() for r in rows]
+        return -(torch.stack(yes) + torch.stack(no)).mean()
 
     def held(x: Tensor) -> Tensor:
         return x.detach() if mixer.detach else x
