@@ -139,7 +139,7 @@ class KeyQueue(nn.Module):
         self._num_tables += 1
         number = self._num_tables
         self._open_tables.add(number)
-        similarity.register_hook(lambda _: self._open_tables.discard(number))
+        similarity.grad_fn.register_hook(lambda *_: self._open_tables.discard(number))  # after it has read the keys
 
     def get_extra_state(self) -> Tensor:
         """Pointer and fill, for the state dict, whose buffers then hold the keys that waited."""

@@ -109,6 +109,7 @@ def train(
     data = TensorDataset(inputs[train_rows], torch.from_numpy(train_labels))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # features are in memory
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own, of newer torch
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
         trainer = lightning.Trainer(
             max_epochs=recipe.epochs,
