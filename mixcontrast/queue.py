@@ -127,6 +127,8 @@ class KeyQueue(nn.Module):
         self._check_width("query", query)
         self._check_labels(labels, query)
         keys, queue_labels = self.keys, self.labels
+        if enqueue and torch.compiler.is_compiling():
+            keys = keys.clone()  # a compiled graph has no backward pass to wait for
         table = Pairs.from_queue(query, key, keys, labels=labels, queue_labels=queue_labels)
         self._await_backward(table.blocks[0].similarity)
         if enqueue:
@@ -134,7 +136,7 @@ class KeyQueue(nn.Module):
         return table
 
     def _await_backward(self, similarity: Tensor) -> None:
-        if not similarity.requires_grad:
+        if not similarity.requires_grad or torch.compiler.is_compiling():
             return
         self._num_tables += 1
         number = self._num_tables
