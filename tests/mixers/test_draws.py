@@ -97,7 +97,7 @@ def test_mochi_row_without_negatives_gets_no_mixture() -> None:
     assert weight.shape == (4, 8) and bool((weight[0] == 0).all()) and bool((weight[1:] == 1).all())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(rows=st.integers(1, 5), columns=st.integers(1, 70), count=st.integers(1, 12), levels=st.integers(1, 40),
        seed=st.integers(0, 1000), turned=st.booleans())
 def test_largest_equals_topk(rows: int, columns: int, count: int, levels: int, seed: int, turned: bool) -> None:
@@ -188,7 +188,7 @@ def check_between(values: Tensor, window: float, most: int, seed: int) -> None:
     assert bool(((draw.share >= 0) & (draw.share <= 1)).all())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     values=st.lists(st.integers(-6, 6), min_size=2, max_size=14).filter(lambda v: len(set(v)) > 1),
     halves=st.booleans(),

@@ -374,7 +374,7 @@ def test_mix_compiles_in_one_graph(detach: bool, name: str) -> None:
 # Batches that nobody would think of
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 5), min_size=2, max_size=5).filter(lambda s: max(s) > 1),
     seed=st.integers(0, 10_000),
@@ -405,7 +405,7 @@ def test_any_class_balance(sizes, seed: int, interpolation, detach: bool, number
         torch.testing.assert_close(*(torch.autograd.grad(v, z)[0] for v in (value, expected)), rtol=1e-7, atol=1e-9)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     values=st.lists(st.integers(0, 9), min_size=3, max_size=9),
     seed=st.integers(0, 10_000),
