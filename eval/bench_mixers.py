@@ -3,10 +3,10 @@
     python eval/bench_mixers.py                 # all, writes eval/bench_mixers.md
     python eval/bench_mixers.py metrix mochi    # some, prints only
 
-Every contestant of a row runs in one process, in turn, so that a machine whose speed drifts drifts for all; a figure is
-the median over the turns and a ratio the median of the ratios turn by turn. Drawing is included. "On embeddings" makes
-the same mixtures, of the same draw, as tensors of D numbers each, and its loss is checked to be the same. Peak memory is
-what the process's resident size gains over the inputs, each contestant in a fresh process (Linux).
+Every contestant of a row runs in one process, in turn, so that a machine whose speed drifts drifts for all; a figure
+is the median over the turns and a ratio the median of the ratios turn by turn. Drawing is included. "On embeddings"
+makes the same mixtures, of the same draw, as tensors of D numbers each, and its loss is checked to be the same. Peak
+memory is what the process's resident size gains over the inputs, each contestant in a fresh process (Linux).
 """
 
 from __future__ import annotations

@@ -62,9 +62,10 @@ def test_ties_are_the_mean_over_all_orders(graded, data):
         gains[0] = 1
     groups = np.repeat(np.arange(len(sizes)), sizes)
     num_relevant, ideal = sum(g > 0 for g in gains), sorted(gains, reverse=True)
+    members = [np.flatnonzero(groups == g) for g in range(len(sizes))]
     orders = [
         [gains[i] for part in order for i in part]
-        for order in itertools.product(*(itertools.permutations(np.flatnonzero(groups == g)) for g in range(len(sizes))))
+        for order in itertools.product(*(itertools.permutations(items) for items in members))
     ]
     expected = [plain(order, num_relevant, ideal, k) for order in orders]
     found = ours(RankedRelevance.from_lists([gains], [-0.1 * groups]), k)
