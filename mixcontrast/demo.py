@@ -43,7 +43,7 @@ MixerName = Literal["metrix", "mochi"]
 
 
 def demo(
-    loss: LossName = "multi-similarity",
+    loss: LossName = "supcon",
     mixer: MixerName = "metrix",
     seeds: int = 5,
     epochs: int = 20,
@@ -51,8 +51,8 @@ def demo(
     device: str = "auto",
     classes_per_batch: int = 32,
     per_class: int = 4,
-    embedding_dim: int = 128,
-    learning_rate: float = 1e-3,
+    embedding_dim: int = 512,
+    learning_rate: float = 3e-4,
     max_classes: int | None = None,
     out: Path = Path("runs/demo"),
 ) -> None:

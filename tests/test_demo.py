@@ -36,7 +36,7 @@ def test_everything_is_there(run):
     assert results["environment"]["torch"] == importlib.metadata.version("torch")
     assert results["recipe"]["seeds"] == 2 and min(results["milliseconds a step"].values()) > 0
     page = (run / "results.md").read_text()
-    assert "Recall@1" in page and "multi-similarity + metrix" in page
+    assert "Recall@1" in page and "supcon + metrix" in page
     for picture in ("training_curves.png", "neighbours.png"):
         with Image.open(run / picture) as image:
             assert image.size[0] > 800 and len(np.unique(np.asarray(image.convert("L")))) > 50
