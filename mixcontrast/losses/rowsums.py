@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mixcontrast.pairs import Cells
 
-_CHUNK = 1 << 19  # cells of a CPU's pass over a large block: two megabytes of float32 stay in its cache
+_CHUNK = 1 << 18  # cells of a CPU's pass over a large block: one megabyte of float32 stays in its cache
 
 
 def log_sum_exp(similarities: Sequence[Tensor], weights: Sequence[Cells], scale: Tensor | float) -> Tensor:
@@ -27,16 +28,28 @@ def log_sum_exp(similarities: Sequence[Tensor], weights: Sequence[Cells], scale:
     Returns:
         (A,); -inf, with gradient 0, where every weight of the row is 0.
     """
-    used = [(s, w) for s, w in zip(similarities, weights, strict=True) if _counts(s, w)]
+    return log_sum_exp_and_total(similarities, weights, [0.0] * len(similarities), scale)[0]
+
+
+def log_sum_exp_and_total(
+    similarities: Sequence[Tensor], weights: Sequence[Cells], marks: Sequence[Cells], scale: Tensor | float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`log_sum_exp(similarities, weights, scale)` and `weighted_total(similarities, marks)`, in one pass each way.
+
+    Args:
+        marks: for each block, as `weights`; 0 wherever the weight is 0.
+    """
+    used = [block for block in zip(similarities, weights, marks, strict=True) if _counts(*block[:2])]
     if not used:
-        return similarities[0].new_full((similarities[0].shape[0],), -torch.inf)
-    similarities, weights = [s for s, _ in used], [w for _, w in used]
+        empty = similarities[0].new_full((similarities[0].shape[0],), -torch.inf)
+        return empty, torch.zeros_like(empty), torch.zeros_like(empty)
+    similarities, weights, marks = (list(column) for column in zip(*used, strict=True))
     if torch.compiler.is_compiling():
-        logits = [_logits(s, _log_weight(w, s), scale) for s, w in used]
-        return _combine([_row_log_sum_exp(x) for x in logits])
+        logits = [_logits(s, _log_weight(w, s), scale) for s, w in zip(similarities, weights, strict=True)]
+        return _combine([_row_log_sum_exp(x) for x in logits]), *weighted_total(similarities, marks)
     if not isinstance(scale, Tensor):
         scale = similarities[0].new_tensor(scale)
-    return _LogSumExp.apply(scale.to(similarities[0].dtype), weights, *similarities)
+    return _LogSumExp.apply(scale.to(similarities[0].dtype), weights, marks, *similarities)
 
 
 def _logits(similarity: Tensor, weight: Cells, scale: Tensor | float, out: Tensor | None = None) -> Tensor:
@@ -70,51 +83,73 @@ def _combine(rows: list[Tensor]) -> Tensor:
 
 
 class _LogSumExp(torch.autograd.Function):
-    """Keeps the similarities, which are alive anyway, and one number a row; the backward pass makes one table."""
+    """Log-sum-exp and marked total of each row, from similarities that are alive anyway.
+
+    Keeps one number a row; each pass makes one table a block, the gradient, and the cells of one chunk of rows.
+    """
 
     @staticmethod
-    def forward(ctx, scale: Tensor, weights: list[Cells], *similarities: Tensor) -> Tensor:
-        parts = []
+    def forward(ctx, scale: Tensor, weights: list[Cells], marks: list[Cells], *similarities: Tensor):
         weights = [_log_weight(w, s) for s, w in zip(similarities, weights, strict=True)]
-        for similarity, weight in zip(similarities, weights, strict=True):
+        parts = []
+        near = similarities[0].new_zeros(similarities[0].shape[0])
+        count = torch.zeros_like(near)
+        for similarity, weight, mark in zip(similarities, weights, marks, strict=True):
             rows = similarity.new_empty(similarity.shape[0])
+            scratch = None
             for part in _row_chunks(similarity):
-                logits = _logits(similarity[part], _part(weight, part), scale)
+                cells = similarity[part]
+                if scratch is None or scratch.shape != cells.shape:
+                    scratch = torch.empty_like(cells)
+                if isinstance(mark, Tensor):
+                    marked = scratch.copy_(_part(mark, part))
+                    count[part] += marked.sum(dim=1)
+                    near[part] += marked.mul_(cells).sum(dim=1)
+                elif mark:
+                    count[part] += mark * cells.shape[1]
+                    near[part] += mark * cells.sum(dim=1)
+                logits = _logits(cells, _part(weight, part), scale, out=scratch)
                 most = logits.amax(dim=1, keepdim=True)
                 most = torch.where(most == -torch.inf, 0.0, most)
                 rows[part] = logits.sub_(most).exp_().sum(dim=1).log_() + most.squeeze(1)
             parts.append(rows)
-        total = parts[0] if len(parts) == 1 else torch.logsumexp(torch.stack(parts), dim=0)
-        ctx.weights = weights
-        ctx.save_for_backward(scale, total, *similarities)
-        return total
+        every = parts[0] if len(parts) == 1 else torch.logsumexp(torch.stack(parts), dim=0)
+        ctx.weights, ctx.marks = weights, marks
+        ctx.save_for_backward(scale, every, *similarities)
+        ctx.mark_non_differentiable(count)
+        return every, near, count
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        scale, total, *similarities = ctx.saved_tensors
-        total = torch.where(total == -torch.inf, 0.0, total)[:, None]
-        grad = grad[:, None]
+    @once_differentiable
+    def backward(ctx, of_every: Tensor, of_near: Tensor, _: None) -> tuple[Tensor | None, ...]:
+        scale, every, *similarities = ctx.saved_tensors
+        every = torch.where(every == -torch.inf, 0.0, every)[:, None]
+        of_every, of_near = of_every[:, None], of_near[:, None]
         of_scale = torch.zeros_like(scale) if ctx.needs_input_grad[0] else None
         of_blocks: list[Tensor | None] = []
-        for block, (similarity, weight) in enumerate(zip(similarities, ctx.weights, strict=True)):
-            wanted = ctx.needs_input_grad[2 + block]
+        for block, (similarity, weight, mark) in enumerate(zip(similarities, ctx.weights, ctx.marks, strict=True)):
+            wanted = ctx.needs_input_grad[3 + block]
             if not wanted and of_scale is None:
                 of_blocks.append(None)
                 continue
             table = torch.empty_like(similarity)
             for part in _row_chunks(similarity):
                 share = _logits(similarity[part], _part(weight, part), scale, out=table[part])
-                share.sub_(total[part]).exp_().mul_(grad[part])
+                share.sub_(every[part]).exp_().mul_(of_every[part])
                 if of_scale is not None:
                     of_scale += torch.linalg.vecdot(share, similarity[part]).sum()
                 share.mul_(scale)
+                if isinstance(mark, Tensor):
+                    share.addcmul_(_part(mark, part).to(share.dtype), of_near[part])
+                elif mark:
+                    share.add_(of_near[part], alpha=mark)
             of_blocks.append(table if wanted else None)
-        return of_scale, None, *of_blocks
+        return of_scale, None, None, *of_blocks
 
 
 def _row_chunks(table: Tensor) -> list[slice]:
     rows, columns = table.shape
-    step = max(1, _CHUNK // max(columns, 1)) if table.device.type == "cpu" and table.is_contiguous() else max(rows, 1)
+    step = max(1, _CHUNK // max(columns, 1)) if table.device.type == "cpu" else max(rows, 1)
     return [slice(start, start + step) for start in range(0, rows, step)]
 
 

@@ -7,7 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixcontrast.losses.base import Loss, positive_number
-from mixcontrast.losses.rowsums import log_sum_exp, mean_or_zero, negatives, positives, weighted_sum, weighted_total
+from mixcontrast.losses.rowsums import (
+    log_sum_exp,
+    log_sum_exp_and_total,
+    mean_or_zero,
+    negatives,
+    positives,
+    weighted_sum,
+)
 from mixcontrast.pairs import Pairs
 from mixcontrast.queue import KeyQueue
 
@@ -142,8 +149,9 @@ def label_distance(pairs: Pairs) -> Tensor:
 
 def cross_entropy_rows(pairs: Pairs, scale: Tensor | float) -> Tensor:
     """(A,) `log sum_all w e^(scale s) - scale * mean_positives s`."""
-    every = log_sum_exp([b.similarity for b in pairs], [b.weight for b in pairs], scale)
-    near, count = weighted_total(*positives(pairs))
+    every, near, count = log_sum_exp_and_total(
+        [b.similarity for b in pairs], [b.weight for b in pairs], [b.positive for b in pairs], scale
+    )
     return torch.where(torch.isfinite(every), every, 0.0) - scale * mean_or_zero(near, count)
 
 

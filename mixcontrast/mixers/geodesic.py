@@ -136,17 +136,17 @@ class GeodesicMixup(Mixer):
         if draw.m2 is not None:
             tables["m2"] = self._table(pairs, "m2", *self._m2(pairs, draw.m2))
         if draw.v is not None:
-            turned = self._source(similarity.mT, block.candidates, pairs.anchors)
-            mixed = self._rows(turned.mT, pairs.anchors, draw.v)
-            tables["v"] = self._table(pairs, "v", Block(mixed, _two_targets(mixed, draw.v), 1.0))
+            source = similarity
+            if self.detach:
+                source = anchor_side(similarity.mT, block.candidates, pairs.anchors).mT
+            tables["v"] = self._two_hot(pairs, "v", self._mixed_along(0, source, pairs.anchors, draw.v), draw.v)
         if draw.l is not None:
-            turned = self._source(similarity, pairs.anchors, block.candidates)
-            mixed = self._rows(turned.mT, block.candidates, draw.l).mT
-            tables["l"] = self._table(pairs, "l", Block(mixed, _two_targets(mixed, draw.l), 1.0))
+            source = self._source(similarity, pairs.anchors, block.candidates)
+            tables["l"] = self._two_hot(pairs, "l", self._mixed_along(1, source, block.candidates, draw.l), draw.l)
         if draw.vl is not None:
-            mixed = self._rows(similarity, pairs.anchors, draw.vl)
-            mixed = self._rows(mixed.mT, block.candidates, draw.vl).mT
-            tables["vl"] = self._table(pairs, "vl", Block(mixed, _two_targets(mixed, draw.vl), 1.0))
+            mixed = self._mixed_along(0, similarity, pairs.anchors, draw.vl)
+            mixed = self._mixed_along(1, mixed, block.candidates, draw.vl)
+            tables["vl"] = self._two_hot(pairs, "vl", mixed, draw.vl)
         return tables
 
     def _table(self, pairs: Pairs, name: str, *blocks: Block) -> Pairs:
@@ -154,17 +154,26 @@ class GeodesicMixup(Mixer):
         scale = pairs.logit_scale if temperature is None else 1 / temperature
         return replace(pairs, blocks=blocks, logit_scale=scale)
 
+    def _two_hot(self, pairs: Pairs, name: str, mixed: Tensor, lam: Tensor) -> Pairs:
+        """The table whose targets are `lam` at (i, i) and `1 - lam` at (i, r(i)); 1 where both are one cell."""
+        rows = torch.arange(len(mixed), device=mixed.device)
+        target = mixed.new_zeros(mixed.shape)
+        target[rows, rows.flip(0)] = 1 - lam
+        target[rows, rows] += lam  # both are one cell where i = r(i)
+        return self._table(pairs, name, Block(mixed, target, 1.0))
+
     def _source(self, similarity: Tensor, anchors: Tensor, mixed: Tensor) -> Tensor:
         """The table of anchors with what is to be mixed, which is detached or not."""
         return anchor_side(similarity, anchors, mixed) if self.detach else similarity
 
-    def _rows(self, similarity: Tensor, features: Tensor, lam: Tensor) -> Tensor:
-        """(A, C) the table of `m(features_i, features_r(i))`, from that of `features`."""
-        cosine = (features * features.flip(0)).sum(dim=1, keepdim=True)  # (A, 1)
-        c1, c2 = self.interpolation.coefficients(lam, cosine.detach() if self.detach else cosine)
+    def _mixed_along(self, dim: int, similarity: Tensor, features: Tensor, lam: Tensor) -> Tensor:
+        """(A, A) the table of `m(features_i, features_r(i))`, from that of `features`, its rows (0) or columns (1)."""
+        cosine = (features * features.flip(0)).sum(dim=1).unsqueeze(1 - dim)
+        coefficients = self.interpolation.coefficients(lam, cosine.detach() if self.detach else cosine)
+        c1, c2 = (c.expand_as(cosine) for c in coefficients)  # plain linear mixing has one for all
         if torch.compiler.is_compiling():
-            return c1 * similarity + c2 * similarity.flip(0)
-        return _MixRows.apply(similarity, c1, c2)
+            return c1 * similarity + c2 * similarity.flip(dim)
+        return _MixWithReverse.apply(similarity, c1, c2, dim)
 
     def _m2(self, pairs: Pairs, lam: Tensor) -> tuple[Block, Block]:
         """(A, A) negatives, anchors against `m(anchor_j, candidate_j)`, j != i; and (A, 1) the plain positives."""
@@ -234,23 +243,26 @@ class GeodesicMixup(Mixer):
         return ", ".join(f"{name}={term.weight}" for name, term in self.terms.items())
 
 
-class _MixRows(torch.autograd.Function):
-    """`c1 * table + c2 * table.flip(0)` in place over one new table, forward and backward."""
+class _MixWithReverse(torch.autograd.Function):
+    """`c1 * table + c2 * table.flip(dim)` in place over one new table, forward and backward."""
 
     @staticmethod
-    def forward(ctx, table: Tensor, c1: Tensor, c2: Tensor) -> Tensor:
+    def forward(ctx, table: Tensor, c1: Tensor, c2: Tensor, dim: int) -> Tensor:
         ctx.save_for_backward(table, c1, c2)
-        return table.flip(0).mul_(c2).addcmul_(table, c1)
+        ctx.dim = dim
+        return table.flip(dim).mul_(c2).addcmul_(table, c1)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        table, c1, c2 = ctx.saved_tensors
-        turned = grad.flip(0)
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (table, c1, c2), dim = ctx.saved_tensors, ctx.dim
+        turned = grad.flip(dim)
         of_c1 = of_c2 = None
         if ctx.needs_input_grad[1]:
-            of_c1 = torch.linalg.vecdot(grad, table)[:, None]
-            of_c2 = torch.linalg.vecdot(turned, table).flip(0)[:, None]
-        return turned.mul_(c2.flip(0)).addcmul_(grad, c1), of_c1, of_c2
+            products = grad * table
+            of_c1 = products.sum(dim=1 - dim, keepdim=True)
+            torch.mul(turned, table, out=products)
+            of_c2 = products.sum(dim=1 - dim, keepdim=True).flip(dim)
+        return turned.mul_(c2.flip(dim)).addcmul_(grad, c1), of_c1, of_c2, None
 
 
 def _check_lengths(name: str, features: Tensor) -> None:
@@ -262,8 +274,3 @@ def _check_lengths(name: str, features: Tensor) -> None:
             f"{length.min().item():g} to {length.max().item():g}; pass torch.nn.functional.normalize({name}, dim=-1)."
         )
 
-
-def _two_targets(like: Tensor, lam: Tensor) -> Tensor:
-    """(A, A) `lam` at (i, i) and `1 - lam` at (i, r(i)); 1 where both are one cell."""
-    own = torch.diag_embed(lam.expand(len(like)))
-    return own + torch.diag_embed((1 - lam).expand(len(like))).flip(1)
