@@ -1,5 +1,6 @@
 """Hard examples for contrastive and metric learning, mixed without building an embedding."""
 
+from mixcontrast.distributed import Gathered
 from mixcontrast.losses import (
     BinomialDevianceLoss,
     ClipLoss,
@@ -28,6 +29,7 @@ __all__ = [
     "Block",
     "ClipLoss",
     "ContrastiveLoss",
+    "Gathered",
     "Geodesic",
     "GeodesicMixup",
     "InfoNCE",

@@ -18,7 +18,7 @@ class Block:
     Attributes:
         similarity: (A, C) cosine or dot product, float32 or float64, before any temperature; higher is closer.
         target: in [0, 1], how alike the pair should be: a number for the whole block, or a bool or float tensor
-            that broadcasts to (A, C). It carries no gradient.
+            of shape (A, C), (A, 1) or (1, C). It carries no gradient.
         weight: >= 0, how much the pair counts; 0 leaves it out. Same forms as `target`; no gradient.
         candidates: (C, D) the embeddings behind the columns; None for mixtures, which have none.
     """

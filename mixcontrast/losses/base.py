@@ -25,6 +25,9 @@ class Loss(nn.Module, ABC):
     mixtures: bool = True
     """Whether columns without embeddings are read; every mixer needs it."""
 
+    towers: bool = False
+    """Whether it is called with the features of two towers, image and text; GeodesicMixup needs it."""
+
     @abstractmethod
     def tables(self, *inputs: Tensor) -> tuple[Pairs, ...]:
         """The tables of a batch, from what the loss is called with: one, or one a direction."""

@@ -21,6 +21,8 @@ class ClipLoss(Loss):
     Source: Radford et al., ICML 2021, arXiv 2103.00020; equal to open_clip's ClipLoss on one process.
     """
 
+    towers = True
+
     def tables(
         self,
         image_features: Tensor,
@@ -56,6 +58,8 @@ class SigLipLoss(Loss):
 
     Source: Zhai et al., ICCV 2023, arXiv 2303.15343; equal to open_clip's SigLipLoss on one process.
     """
+
+    towers = True
 
     def tables(
         self,

@@ -154,7 +154,7 @@ def _row_chunks(table: Tensor) -> list[slice]:
 
 
 def _part(weight: Cells, rows: slice) -> Cells:
-    return weight[rows] if isinstance(weight, Tensor) and weight.shape[0] > 1 else weight
+    return weight[rows] if isinstance(weight, Tensor) and weight.ndim == 2 and weight.shape[0] > 1 else weight
 
 
 def weighted_sum(

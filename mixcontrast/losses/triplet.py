@@ -26,6 +26,7 @@ class TripletLoss(Loss):
 
     Called with `(embeddings (A, D), labels (A,))`; raises as `Pairs.from_labels`. Targets must be 0 or 1: mixers that
     mix labels (Metrix, V-Mix) are refused, those that add negatives (MoCHi) are not.
+    A weight of 0 leaves a pair out; others all count once.
 
     Source: Schroff et al. (semi-hard), CVPR 2015, arXiv 1503.03832; Hermans et al. (batch all), arXiv 1703.07737.
     Differs: triplets are averaged within an anchor, then anchors, which is the same for balanced classes; all

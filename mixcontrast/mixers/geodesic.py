@@ -95,6 +95,12 @@ class GeodesicMixup(Mixer):
     ) -> None:
         super().__init__()
         check_wrappable("GeodesicMixup", loss, soft_targets=True)
+        if not innermost(loss).towers:
+            raise TypeError(
+                "GeodesicMixup mixes the features of an image and a text tower. "
+                f"Got {type(innermost(loss)).__name__}, which compares examples of one kind; "
+                "use ClipLoss or SigLipLoss, or Metrix around this one."
+            )
         terms = {"m2": m2, "v": v, "l": l, "vl": vl}
         self.terms = {name: term for name, term in terms.items() if term is not None}
         if not self.terms:

@@ -11,6 +11,7 @@ from mixcontrast.losses.base import Loss
 from mixcontrast.mixers.base import (
     Mixer,
     check_wrappable,
+    innermost,
     only_real_block,
     parent_cosine,
     self_similarity,
@@ -94,6 +95,12 @@ class SupReMix(Mixer):
     ) -> None:
         super().__init__()
         check_wrappable("SupReMix", loss, soft_targets=False)
+        bottom = innermost(loss)
+        if bottom.towers or any(True for _ in bottom.parameters()):
+            raise TypeError(
+                "SupReMix compares examples with real values among themselves. "
+                f"Got {type(bottom).__name__}, which compares them with others; use SupConLoss."
+            )
         for name, number in {"alpha": alpha, "beta": beta, "window": window}.items():
             if not number > 0:
                 raise ValueError(f"`{name}` must be positive. Got {name}={number}; the paper's are 2, 8 and 5.")

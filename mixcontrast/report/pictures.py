@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from mixcontrast.data.emoji import open_on_white
 from mixcontrast.files import write_whole
@@ -35,6 +36,7 @@ def training_curves(curves: dict[str, list[list[dict[str, float]]]], titles: dic
             panel.plot(epochs, values.T, color=COLOURS[arm], alpha=0.25, linewidth=1)
             panel.plot(epochs, values.mean(axis=0), color=COLOURS[arm], linewidth=2.5, label=titles[arm])
         panel.set_xlabel("epoch")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.set_ylabel(label)
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.25)
@@ -72,7 +74,7 @@ def neighbour_sheet(
     figure, axes = plt.subplots(
         len(queries),
         columns,
-        figsize=(0.82 * sum(ratios), 1.12 * len(queries) + 0.9),
+        figsize=(0.82 * sum(ratios), 0.98 * len(queries) + 0.8),
         width_ratios=ratios,
         squeeze=False,
         layout="constrained",

@@ -1,9 +1,11 @@
 """Retrieval, judged so that the numbers are believed: exact search, metrics a query, ties by rule, intervals."""
 
-from mixcontrast.retrieval.evaluation import Evaluation, evaluate, evaluate_pairs
+from mixcontrast.retrieval.evaluation import evaluate, evaluate_pairs
 from mixcontrast.retrieval.metrics import (
     RankedRelevance,
+    first_rank,
     hit_at_k,
+    map_at_k,
     map_at_r,
     ndcg_at_k,
     precision_at_k,
@@ -11,21 +13,33 @@ from mixcontrast.retrieval.metrics import (
     recall_at_k,
     reciprocal_rank,
 )
+from mixcontrast.retrieval.presets import CLIP, DML, TREC, Preset
+from mixcontrast.retrieval.results import Comparison, Evaluation, compare, comparison_markdown
 from mixcontrast.retrieval.search import Neighbours, search
-from mixcontrast.retrieval.statistics import Interval, bootstrap_interval, paired_difference
+from mixcontrast.retrieval.statistics import Interval, bootstrap_interval, paired_difference, permutation_p_value
 
 __all__ = [
+    "CLIP",
+    "DML",
+    "TREC",
+    "Comparison",
     "Evaluation",
     "Interval",
     "Neighbours",
+    "Preset",
     "RankedRelevance",
     "bootstrap_interval",
+    "compare",
+    "comparison_markdown",
     "evaluate",
     "evaluate_pairs",
+    "first_rank",
     "hit_at_k",
+    "map_at_k",
     "map_at_r",
     "ndcg_at_k",
     "paired_difference",
+    "permutation_p_value",
     "precision_at_k",
     "r_precision",
     "recall_at_k",

@@ -82,15 +82,41 @@ def check_integers(name: str, values: Any, length: int) -> np.ndarray:
     return values.astype(np.int64)
 
 
+def check_rules(
+    query_ids: Any, gallery_ids: Any, exclude: Any, num_queries: int, num_gallery: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Ids and other exclusions alike: pairs of (queries,) and (gallery,) integers that must differ."""
+    rules = []
+    ids = check_ids(query_ids, gallery_ids, num_queries, num_gallery)
+    if ids is not None:
+        rules.append(ids)
+    for rule in exclude:
+        if len(rule) != 2:
+            raise ValueError(
+                "`exclude` holds pairs (of each query, of each gallery row) of what must differ. "
+                f"Got {len(rule)} entries; pass exclude=[(query_cameras, gallery_cameras)]."
+            )
+        mine, theirs = as_array(rule[0]), as_array(rule[1])
+        for name, values, length in (("query", mine, num_queries), ("gallery", theirs, num_gallery)):
+            if values.shape != (length,) or np.issubdtype(values.dtype, np.floating):
+                raise ValueError(
+                    f"`exclude` needs an integer or a text for each {name} row. "
+                    f"Got {values.dtype} {values.shape} for {length} rows; give one each."
+                )
+        inverse = np.unique(np.concatenate([mine, theirs]), return_inverse=True)[1].astype(np.int64)
+        rules.append((inverse[:num_queries], inverse[num_queries:]))
+    return rules
+
+
 def check_ids(
     query_ids: Any, gallery_ids: Any, num_queries: int, num_gallery: int
-) -> tuple[np.ndarray | None, np.ndarray | None]:
+) -> tuple[np.ndarray, np.ndarray] | None:
     """Both kinds of ids, or neither."""
     if (query_ids is None) != (gallery_ids is None):
         given = "gallery_ids" if query_ids is None else "query_ids"
         raise ValueError(f"Leaving out a query's own entries needs both ids. Got only `{given}`; give both or neither.")
     if query_ids is None:
-        return None, None
+        return None
     return (
         check_integers("query_ids", query_ids, num_queries),
         check_integers("gallery_ids", gallery_ids, num_gallery),

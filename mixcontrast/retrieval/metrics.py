@@ -184,12 +184,34 @@ def map_at_r(ranked: RankedRelevance) -> np.ndarray:
     array([0.5])
     """
     within = _first_r(ranked)
-    share, group = ranked.share, ranked.relevant
-    place = np.arange(1, share.shape[1] + 1)
-    before = np.cumsum(share, axis=1) - share * (ranked.offset + 1)  # relevant items of earlier groups
-    inside = ranked.offset * (group - 1) / np.maximum(ranked.size - 1, 1)  # of the group, given this one is
-    precision = share * (before + 1 + inside) / place
-    return (precision * within).sum(axis=1) / np.maximum(ranked.num_relevant, 1)
+    return (_precision_where_relevant(ranked) * within).sum(axis=1) / np.maximum(ranked.num_relevant, 1)
+
+
+def map_at_k(ranked: RankedRelevance, k: int) -> np.ndarray:
+    """(Q,) `1/R * sum_{i <= k} precision@i * relevant_i`, R the relevant items of the whole gallery.
+
+    trec_eval's `map_cut_k`. It cannot reach 1 where R is larger than k; MAP@R can.
+
+    >>> map_at_k(RankedRelevance.from_lists([[1, 0, 1]], num_relevant=[4]), 3).round(4)
+    array([0.4167])
+    """
+    k = check_k(k)
+    return _precision_where_relevant(ranked)[:, :k].sum(axis=1) / np.maximum(ranked.num_relevant, 1)
+
+
+def first_rank(ranked: RankedRelevance) -> np.ndarray:
+    """(Q,) the rank of the first relevant item, from 1; infinite where none was ranked. Its median is "MedR".
+
+    In a tie group of n items, r of them relevant, that begins after s items it is `s + (n + 1)/(r + 1)`.
+
+    >>> first_rank(RankedRelevance.from_lists([[0, 1, 1], [1, 0, 0], [0, 0, 0]]))
+    array([ 2.,  1., inf])
+    """
+    found = ranked.relevant > 0
+    place = found.argmax(axis=1)  # the first place of its tie group
+    rows = np.arange(len(found))
+    rank = place + (ranked.size[rows, place] + 1) / (ranked.relevant[rows, place] + 1)
+    return np.where(found.any(axis=1), rank, np.inf)
 
 
 def reciprocal_rank(ranked: RankedRelevance, k: int | None = None) -> np.ndarray:
@@ -220,6 +242,15 @@ def ndcg_at_k(ranked: RankedRelevance, k: int) -> np.ndarray:
     best = (ranked.ideal[:, :k] / _discount(ranked.ideal[:, :k])).sum(axis=1)
     got = (ranked.gain[:, :k] / _discount(ranked.gain[:, :k])).sum(axis=1)
     return np.divide(got, best, out=np.zeros_like(got), where=best > 0)
+
+
+def _precision_where_relevant(ranked: RankedRelevance) -> np.ndarray:
+    """(Q, K) the expected value of `precision@i * relevant_i` over the orders of tied items."""
+    share, group = ranked.share, ranked.relevant
+    place = np.arange(1, share.shape[1] + 1)
+    before = np.cumsum(share, axis=1) - share * (ranked.offset + 1)  # relevant items of earlier groups
+    inside = ranked.offset * (group - 1) / np.maximum(ranked.size - 1, 1)  # of the group, given this one is
+    return share * (before + 1 + inside) / place
 
 
 def _discount(places: np.ndarray) -> np.ndarray:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from mixcontrast.retrieval.checks import check_ids, check_k, check_pair_of_tables
+from mixcontrast.retrieval.checks import check_k, check_pair_of_tables, check_rules
+
+_MANY = 64  # rows left out of a query's search before it is cheaper to search a gallery without them
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ def search(
     normalize: bool = True,
     query_ids: Any = None,
     gallery_ids: Any = None,
+    exclude: Sequence[tuple[Any, Any]] = (),
 ) -> Neighbours:
     """The `k` gallery rows most similar to each query, exactly.
 
@@ -45,6 +49,8 @@ def search(
         query_ids: (Q,) integers of any size; with `gallery_ids`, a gallery row whose id is the query's is left out:
             by identity, wherever it ranks.
         gallery_ids: (G,) integers.
+        exclude: further pairs of (Q,) and (G,) integers or texts; a gallery row whose value is the query's is left
+            out (the same camera, the same vendor).
 
     Returns:
         `Neighbours`; equal similarities are in the order of the gallery.
@@ -60,17 +66,47 @@ def search(
     """
     queries, gallery = check_pair_of_tables(queries, gallery, normalize)
     k = check_k(k)
-    query_ids, gallery_ids = check_ids(query_ids, gallery_ids, len(queries), len(gallery))
-    if query_ids is None:
+    rules = check_rules(query_ids, gallery_ids, exclude, len(queries), len(gallery))
+    return _search(queries, gallery, k, rules)
+
+
+def _search(queries: np.ndarray, gallery: np.ndarray, k: int, rules: list[tuple[np.ndarray, np.ndarray]]) -> Neighbours:
+    if not rules:
         similarity, indices = _knn(queries, gallery, min(k, len(gallery)))
         return Neighbours(indices, similarity, np.ones(indices.shape, bool))
-    most = int(np.unique(gallery_ids, return_counts=True)[1].max())
-    similarity, indices = _knn(queries, gallery, min(k + most, len(gallery)))
-    own = gallery_ids[indices] == query_ids[:, None]
+    most = [int(np.unique(theirs, return_counts=True)[1].max()) for _, theirs in rules]
+    if sum(most) > _MANY:
+        return _search_by_value(queries, gallery, k, rules, int(np.argmax(most)))
+    similarity, indices = _knn(queries, gallery, min(k + sum(most), len(gallery)))
+    own = np.zeros(indices.shape, bool)
+    for mine, theirs in rules:
+        own |= theirs[indices] == mine[:, None]
     order = np.argsort(own, axis=1, kind="stable")[:, :k]  # the others first, in their order
     valid = ~np.take_along_axis(own, order, axis=1)
     indices = np.where(valid, np.take_along_axis(indices, order, axis=1), 0)
     similarity = np.where(valid, np.take_along_axis(similarity, order, axis=1), np.float32(-np.inf))
+    used = max(int(valid.any(axis=0).sum()), 1)
+    return Neighbours(indices[:, :used], similarity[:, :used], valid[:, :used])
+
+
+def _search_by_value(
+    queries: np.ndarray, gallery: np.ndarray, k: int, rules: list[tuple[np.ndarray, np.ndarray]], widest: int
+) -> Neighbours:
+    """One search for each value of a rule that leaves out much, in the gallery without it."""
+    mine, theirs = rules[widest]
+    others = rules[:widest] + rules[widest + 1 :]
+    shape = len(queries), min(k, len(gallery))
+    indices, similarity = np.zeros(shape, np.int64), np.full(shape, -np.inf, np.float32)
+    valid = np.zeros(shape, bool)
+    for value in np.unique(mine):
+        rows, left = np.flatnonzero(mine == value), np.flatnonzero(theirs != value)
+        if len(left) == 0:
+            continue
+        part = _search(queries[rows], gallery[left], k, [(m[rows], t[left]) for m, t in others])
+        width = part.indices.shape[1]
+        valid[rows, :width] = part.valid
+        similarity[rows, :width] = part.similarity
+        indices[rows, :width] = np.where(part.valid, left[part.indices], 0)
     used = max(int(valid.any(axis=0).sum()), 1)
     return Neighbours(indices[:, :used], similarity[:, :used], valid[:, :used])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import warnings
@@ -75,7 +76,7 @@ def train(
     folder: Path,
     advance: Callable[[int], None],
 ) -> Trained:
-    """Trains one arm of one seed, or reads it where the folder holds it, finished, of the same recipe.
+    """Trains one arm of one seed, or reads it where the folder holds it, finished, of the same recipe and data.
 
     Args:
         recipe: of the comparison.
@@ -88,7 +89,7 @@ def train(
         folder: gets `checkpoint.ckpt`, `curve.csv` and, last, `run.json`.
         advance: told how many steps are done.
     """
-    what = {"recipe": asdict(recipe), "arm": arm, "seed": seed, "images": [len(part) for part in parts]}
+    what = {"recipe": asdict(recipe), "arm": arm, "seed": seed, "data": _fingerprint(inputs, labels, *parts)}
     if arm == "plain":
         del what["recipe"]["mixer"]
     train_rows, validation_rows, test_rows = parts
@@ -130,6 +131,14 @@ def train(
     write_json(folder / "run.json", {"what": what, "curve": watch.curve, "seconds": watch.seconds})
     module.cpu()
     return Trained(embed(module, inputs[test_rows]), watch.curve, watch.seconds)
+
+
+def _fingerprint(inputs: Tensor, *arrays: np.ndarray) -> str:
+    """One short name of all that a run reads, so that a run on other images, sizes or splits is another run."""
+    digest = hashlib.sha256(str((inputs.dtype, inputs.shape)).encode())
+    for array in (inputs.numpy(), *arrays):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]
 
 
 def _finished(folder: Path, what: dict[str, Any]) -> dict[str, Any] | None:
