@@ -13,17 +13,24 @@ def main(arguments: list[str] | None = None) -> None:
 
         print(f"mixcontrast {__version__}")
         return
+    extra = "evaluate" if arguments[:1] in (["evaluate"], ["compare"]) else "demo"
     try:
         from jsonargparse import auto_cli
 
-        from mixcontrast.demo import demo
+        from mixcontrast.evaluation_commands import compare_command, evaluate_command
+
+        commands = {"evaluate": evaluate_command, "compare": compare_command}
+        if extra == "demo":  # its packages are many: training, images, pictures
+            from mixcontrast.demo import demo
+
+            commands = {"demo": demo, **commands}
     except ImportError as error:
         raise SystemExit(
             f"mixcontrast: the command needs packages that the library does not. {error}; "
-            "pip install 'mixcontrast[demo]'"
+            f"pip install 'mixcontrast[{extra}]'"
         ) from None
     try:
-        auto_cli({"demo": demo}, args=arguments, prog="mixcontrast", description=__doc__)
+        auto_cli(commands, args=arguments, prog="mixcontrast", description=__doc__)
     except (ValueError, TypeError, ModuleNotFoundError) as error:
         raise SystemExit(f"mixcontrast: {error}") from None
 

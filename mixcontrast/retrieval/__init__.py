@@ -17,6 +17,7 @@ from mixcontrast.retrieval.presets import CLIP, DML, TREC, Preset
 from mixcontrast.retrieval.results import Comparison, Evaluation, compare, comparison_markdown
 from mixcontrast.retrieval.search import Neighbours, search
 from mixcontrast.retrieval.statistics import Interval, bootstrap_interval, paired_difference, permutation_p_value
+from mixcontrast.retrieval.trec import read_qrels, read_run, write_qrels, write_run
 
 __all__ = [
     "CLIP",
@@ -42,7 +43,11 @@ __all__ = [
     "permutation_p_value",
     "precision_at_k",
     "r_precision",
+    "read_qrels",
+    "read_run",
     "recall_at_k",
     "reciprocal_rank",
     "search",
+    "write_qrels",
+    "write_run",
 ]

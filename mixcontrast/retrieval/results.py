@@ -122,10 +122,10 @@ class Evaluation:
         rows = [[name, f"{found.mean:.4f}", _ends(found)] for name, found in self._found()]
         tables = [_markdown(["metric", "mean", "95% interval"], rows)]
         for attribute in self.attributes:
-            rows = [
-                [str(value), str(len(part.queries)), *(f"{found.mean:.4f} {_ends(found)}" for _, found in part._found())]
-                for value, part in self.per_group(attribute).items()
-            ]
+            rows = []
+            for value, part in self.per_group(attribute).items():
+                cells = [f"{found.mean:.4f} {_ends(found)}" for _, found in part._found()]
+                rows.append([str(value), str(len(part.queries)), *cells])
             tables.append(_markdown([attribute, "queries", *self.values], rows))
         return "\n\n".join(tables)
 
@@ -157,7 +157,7 @@ class Evaluation:
             writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
         temporary.replace(folder / "queries.csv")
         temporary = folder / f".{os.getpid()}.results.json"
-        temporary.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=True) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         temporary.replace(folder / "results.json")
         return folder
 
@@ -196,8 +196,12 @@ class Evaluation:
     def _found(self) -> list[tuple[str, Interval]]:
         return [(name, self.interval(name)) for name in self.values]
 
-    def _intervals(self) -> dict[str, dict[str, float]]:
-        return {name: vars(found) for name, found in self._found()}
+    def _intervals(self) -> dict[str, dict[str, float | None]]:
+        """For JSON, which has no NaN: where one query gives no interval, its ends are null."""
+        return {
+            name: {key: None if np.isnan(value) else value for key, value in vars(found).items()}
+            for name, found in self._found()
+        }
 
     def _of(self, metric: str) -> np.ndarray:
         if metric not in self.values:
