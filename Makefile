@@ -19,6 +19,7 @@ test: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python eval/bench_mixers.py
+	$(BIN)/python eval/bench_retrieval.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

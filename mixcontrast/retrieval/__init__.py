@@ -1,5 +1,6 @@
 """Retrieval, judged so that the numbers are believed: exact search, metrics a query, ties by rule, intervals."""
 
+from mixcontrast.retrieval.clustering import clustering_agreement
 from mixcontrast.retrieval.evaluation import evaluate, evaluate_pairs
 from mixcontrast.retrieval.metrics import (
     RankedRelevance,
@@ -15,7 +16,7 @@ from mixcontrast.retrieval.metrics import (
 )
 from mixcontrast.retrieval.presets import CLIP, DML, TREC, Preset
 from mixcontrast.retrieval.results import Comparison, Evaluation, compare, comparison_markdown
-from mixcontrast.retrieval.search import Neighbours, search
+from mixcontrast.retrieval.search import Neighbours, assign_clusters, search
 from mixcontrast.retrieval.statistics import Interval, bootstrap_interval, paired_difference, permutation_p_value
 from mixcontrast.retrieval.trec import read_qrels, read_run, write_qrels, write_run
 
@@ -29,7 +30,9 @@ __all__ = [
     "Neighbours",
     "Preset",
     "RankedRelevance",
+    "assign_clusters",
     "bootstrap_interval",
+    "clustering_agreement",
     "compare",
     "comparison_markdown",
     "evaluate",

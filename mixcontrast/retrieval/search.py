@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from mixcontrast.retrieval.checks import check_k, check_pair_of_tables, check_rules
+from mixcontrast.retrieval.checks import check_k, check_pair_of_tables, check_rules, check_table
 
 _MANY = 64  # rows left out of a query's search before it is cheaper to search a gallery without them
 
@@ -70,6 +71,38 @@ def search(
     return _search(queries, gallery, k, rules)
 
 
+def assign_clusters(
+    embeddings: Any, num_clusters: int, *, normalize: bool = True, num_iterations: int = 20, seed: int = 0
+) -> np.ndarray:
+    """(N,) the cluster of each row, by faiss's k-means; on the sphere where rows are normalised.
+
+    Args:
+        embeddings: (N, D) floats.
+        num_clusters: from 1 to N.
+        normalize: rows to unit length, and centres too.
+        num_iterations: of Lloyd's algorithm.
+        seed: of the first centres.
+
+    Raises:
+        ValueError: shapes that do not fit, NaN, rows of zeros under cosine, more clusters than rows.
+    """
+    table = check_table("embeddings", embeddings, normalize)
+    if not 1 <= num_clusters <= len(table):
+        raise ValueError(f"`num_clusters` must lie in [1, {len(table)}], the rows. Got {num_clusters}; take fewer.")
+    faiss = _faiss()
+    means = faiss.Kmeans(
+        table.shape[1],
+        num_clusters,
+        niter=num_iterations,
+        seed=seed,
+        spherical=normalize,
+        min_points_per_centroid=1,
+        max_points_per_centroid=len(table),
+    )
+    means.train(table)
+    return means.index.search(table, 1)[1][:, 0]
+
+
 def _search(queries: np.ndarray, gallery: np.ndarray, k: int, rules: list[tuple[np.ndarray, np.ndarray]]) -> Neighbours:
     if not rules:
         similarity, indices = _knn(queries, gallery, min(k, len(gallery)))
@@ -113,12 +146,17 @@ def _search_by_value(
 
 def _knn(queries: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """(Q, k) similarities, falling, and rows; equal similarities by row."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise ImportError("Searching needs faiss. It is not installed; pip install 'mixcontrast[retrieval]'") from error
+    faiss = _faiss()
     similarity, indices = faiss.knn(queries, gallery, k, metric=faiss.METRIC_INNER_PRODUCT)
     if (similarity[:, 1:] == similarity[:, :-1]).any():
         order = np.lexsort((indices, -similarity), axis=1)
         similarity, indices = np.take_along_axis(similarity, order, 1), np.take_along_axis(indices, order, 1)
     return similarity, indices.astype(np.int64, copy=False)
+
+
+def _faiss() -> ModuleType:
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError("Searching needs faiss. It is not installed; pip install 'mixcontrast[retrieval]'") from error
+    return faiss

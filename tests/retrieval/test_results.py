@@ -214,3 +214,23 @@ def test_bad_input_gets_its_line(call, message):
     with pytest.raises(ValueError, match=message) as raised:
         call()
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_several_captions_an_image_as_clip_benchmark_counts(seed):
+    """There: of each query the share of its positives among the k best scores, and whether it is above 0."""
+    rng = np.random.default_rng(seed)
+    images, texts = rng.standard_normal((30, 6)), rng.standard_normal((150, 6))
+    image_of = rng.permutation(np.arange(150) // 5)
+    texts += images[image_of]
+    positive = image_of == np.arange(30)[:, None]  # (30, 150)
+    scores = unit(images) @ unit(texts).T
+    for table, truth, queries, gallery in ((scores, positive, images, texts), (scores.T, positive.T, texts, images)):
+        found = evaluate_pairs(queries, gallery, np.argwhere(truth), ks=(1, 5, 10), ranks=True)
+        for k in (1, 5, 10):
+            best = np.argsort(-table, axis=1)[:, :k]
+            hits = np.take_along_axis(truth, best, axis=1).sum(axis=1)
+            assert found.named(CLIP).mean(f"R@{k}") == pytest.approx((hits > 0).mean())
+            assert found.mean(f"recall@{k}") == pytest.approx((hits / truth.sum(axis=1)).mean())
+        ranked = np.take_along_axis(truth, np.argsort(-table, axis=1), axis=1)
+        assert found.median("first_rank") == np.median(ranked.argmax(axis=1) + 1)
