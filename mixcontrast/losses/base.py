@@ -56,15 +56,14 @@ class Loss(nn.Module, ABC):
                 )
         return torch.where(kept, self.rows(pairs), 0.0).sum() / kept.sum()
 
+    def reduce_tables(self, tables: Sequence[Pairs]) -> Tensor:
+        """The mean of `reduce` over the tables of a batch; a 0-dimensional tensor."""
+        losses = [self.reduce(pairs) for pairs in tables]
+        return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+
     def forward(self, *inputs: Tensor) -> Tensor:
         """The mean over the tables of a batch; arguments are those of `tables`."""
-        return mean_over_tables(self, self.tables(*inputs))
-
-
-def mean_over_tables(criterion: nn.Module, tables: Sequence[Pairs]) -> Tensor:
-    """The mean of `criterion.reduce` over tables; a 0-dimensional tensor."""
-    losses = [criterion.reduce(pairs) for pairs in tables]
-    return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+        return self.reduce_tables(self.tables(*inputs))
 
 
 def positive_number(**numbers: float) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixcontrast.losses.base import Loss, mean_over_tables
+from mixcontrast.losses.base import Loss
+from mixcontrast.losses.both_ways import ReverseMix, cross_entropy_both_ways
 from mixcontrast.losses.rowsums import negatives, positives, weighted_sum
 from mixcontrast.losses.softmax import cross_entropy_rows
-from mixcontrast.pairs import Pairs
+from mixcontrast.pairs import Pairs, reads_values
 
 
 class ClipLoss(Loss):
@@ -36,6 +40,32 @@ class ClipLoss(Loss):
         # a bias added to every logit of a row leaves its cross-entropy as it is
         return cross_entropy_rows(pairs, _scale_of(pairs))
 
+    def reduce_tables(self, tables: Sequence[Pairs]) -> Tensor:
+        both = self.both_ways(tables)
+        return super().reduce_tables(tables) if both is None else both
+
+    def both_ways(self, tables: Sequence[Pairs], mixtures: Sequence[ReverseMix] = ()) -> Tensor | None:
+        """The loss of one table read both ways, and of its mixtures with the reverse, in one pass.
+
+        Args:
+            tables: as `from_towers` gives them.
+            mixtures: added with their weights.
+
+        Returns:
+            None where `tables` are not one square table whose diagonal is positive, or not on a CPU.
+        """
+        block = tables[0].blocks[0]
+        similarity, target = block.similarity, block.target
+        if len(tables) != 2 or not reads_values(similarity) or isinstance(block.weight, Tensor):
+            return None
+        if any(len(table.blocks) != 1 for table in tables) or block.weight != 1:
+            return None
+        if not tables[1].blocks[0].similarity.mT.is_set_to(similarity) or not isinstance(target, Tensor):
+            return None
+        if target.dtype != torch.bool or not bool(target.diagonal().all()) or int(target.sum()) != len(similarity):
+            return None
+        return cross_entropy_both_ways(similarity, _scale_of(tables[0]), mixtures)
+
     def forward(
         self,
         image_features: Tensor,
@@ -44,7 +74,7 @@ class ClipLoss(Loss):
         logit_bias: Tensor | float | None = None,
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
-        loss = mean_over_tables(self, self.tables(image_features, text_features, logit_scale, logit_bias))
+        loss = self.reduce_tables(self.tables(image_features, text_features, logit_scale, logit_bias))
         return {"contrastive_loss": loss} if output_dict else loss
 
 
@@ -85,7 +115,7 @@ class SigLipLoss(Loss):
         logit_bias: Tensor | float | None = None,
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
-        loss = mean_over_tables(self, self.tables(image_features, text_features, logit_scale, logit_bias))
+        loss = self.reduce_tables(self.tables(image_features, text_features, logit_scale, logit_bias))
         return {"contrastive_loss": loss} if output_dict else loss
 
 

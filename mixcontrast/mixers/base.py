@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixcontrast.losses.base import Loss, mean_over_tables
+from mixcontrast.losses.base import Loss
 from mixcontrast.mixing import Interpolation, anchor_side, needs_cosine
 from mixcontrast.pairs import Block, Pairs
 
@@ -51,18 +51,11 @@ class Mixer(nn.Module, ABC):
 
         A batch passes here once, however many tables it has and wherever in a stack the mixer is.
         """
-        return reduce_tables(self.loss, [self.mix(pairs, self.draw(pairs)) for pairs in tables])
+        return self.loss.reduce_tables([self.mix(pairs, self.draw(pairs)) for pairs in tables])
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """The mean over the tables of a batch; arguments are those of the wrapped loss."""
         return self.reduce_tables(self.tables(*inputs))
-
-
-def reduce_tables(criterion: Loss | Mixer, tables: Sequence[Pairs]) -> Tensor:
-    """The mean of a loss, or a mixer's loss, over the tables of a batch; a 0-dimensional tensor."""
-    if isinstance(criterion, Mixer):
-        return criterion.reduce_tables(tables)
-    return mean_over_tables(criterion, tables)
 
 
 def innermost(criterion: Loss | Mixer) -> Loss:

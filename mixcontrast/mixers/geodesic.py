@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from mixcontrast.losses.base import Loss
-from mixcontrast.mixers.base import Mixer, check_wrappable, innermost, only_real_block, reduce_tables
+from mixcontrast.losses.both_ways import ReverseMix
+from mixcontrast.losses.clip import ClipLoss
+from mixcontrast.mixers.base import Mixer, check_wrappable, innermost, only_real_block
 from mixcontrast.mixing import Geodesic, Interpolation, anchor_side, sample_beta
 from mixcontrast.pairs import Block, Pairs, reads_values, similarity_table
 
@@ -174,9 +176,7 @@ class GeodesicMixup(Mixer):
 
     def _mixed_along(self, dim: int, similarity: Tensor, features: Tensor, lam: Tensor) -> Tensor:
         """(A, A) the table of `m(features_i, features_r(i))`, from that of `features`, its rows (0) or columns (1)."""
-        cosine = (features * features.flip(0)).sum(dim=1).unsqueeze(1 - dim)
-        coefficients = self.interpolation.coefficients(lam, cosine.detach() if self.detach else cosine)
-        c1, c2 = (c.expand_as(cosine) for c in coefficients)  # plain linear mixing has one for all
+        c1, c2 = (c.unsqueeze(1 - dim) for c in self._coefficients(features, lam))
         if torch.compiler.is_compiling():
             return c1 * similarity + c2 * similarity.flip(dim)
         return _MixWithReverse.apply(similarity, c1, c2, dim)
@@ -208,8 +208,7 @@ class GeodesicMixup(Mixer):
 
     def _mixed(self, tables: dict[str, Pairs]) -> Tensor:
         loss = innermost(self.loss)
-        decay = self.epoch + 1 if self.decay_with_epoch else 1
-        return sum(self.terms[name].weight / decay * loss.reduce(table) for name, table in tables.items())
+        return sum(self.terms[name].weight / self._decay() * loss.reduce(table) for name, table in tables.items())
 
     def forward(
         self,
@@ -231,6 +230,16 @@ class GeodesicMixup(Mixer):
 
         V-, L- and VL-Mix are one table read both ways; m2-Mix, whose mixtures are candidates in both, is one each.
         """
+        loss = innermost(self.loss)
+        if isinstance(loss, ClipLoss) and loss is self.loss and not self.detach:
+            mixtures = self._reversed(tables[0], draw)
+            found = loss.both_ways(tables, mixtures)
+            if found is not None:
+                return found + self._terms_of(tables, replace(draw, v=None, l=None, vl=None))
+        return self.loss.reduce_tables(tables) + self._terms_of(tables, draw)
+
+    def _terms_of(self, tables: Sequence[Pairs], draw: GeodesicDraw) -> Tensor | float:
+        """The mixed terms of all directions."""
         mixed = self.mix(tables[0], draw)
         total = self._mixed(mixed)
         for back in tables[1:]:
@@ -243,7 +252,32 @@ class GeodesicMixup(Mixer):
                     (block,) = table.blocks
                     turned[name] = self._table(back, name, Block(block.similarity.mT, block.target.mT, 1.0))
             total = total + self._mixed(turned)
-        return reduce_tables(self.loss, tables) + total / len(tables)
+        return total / len(tables)
+
+    def _reversed(self, pairs: Pairs, draw: GeodesicDraw) -> list[ReverseMix]:
+        """V-, L- and VL-Mix as the loss reads them in its own pass."""
+        candidates = self._square(pairs).candidates
+        mixtures = []
+        for name, by_rows, by_columns in (("v", True, False), ("l", False, True), ("vl", True, True)):
+            lam = getattr(draw, name)
+            if lam is not None:
+                term = self.terms[name]
+                rows = self._coefficients(pairs.anchors, lam) if by_rows else None
+                columns = self._coefficients(candidates, lam) if by_columns else None
+                scale = pairs.logit_scale if term.temperature is None else 1 / term.temperature
+                mixtures.append(ReverseMix(rows, columns, lam, scale, term.weight / self._decay()))
+        return mixtures
+
+    def _coefficients(self, features: Tensor, lam: Tensor) -> tuple[Tensor, Tensor]:
+        """(A,) each: the shares of a row and of its reverse in their mixture."""
+        cosine = (features * features.flip(0)).sum(dim=1)
+        if self.detach:
+            cosine = cosine.detach()
+        first, second = self.interpolation.coefficients(lam, cosine)
+        return first.expand_as(cosine), second.expand_as(cosine)  # plain linear mixing has one for all
+
+    def _decay(self) -> int:
+        return self.epoch + 1 if self.decay_with_epoch else 1
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={term.weight}" for name, term in self.terms.items())

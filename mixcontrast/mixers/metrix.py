@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mixcontrast.losses.base import Loss, mean_over_tables
+from mixcontrast.losses.base import Loss
 from mixcontrast.mixers.base import (
     Mixer,
     check_wrappable,
@@ -17,7 +17,6 @@ from mixcontrast.mixers.base import (
     only_real_block,
     parent_cosine,
     pick,
-    reduce_tables,
     self_similarity,
     source,
 )
@@ -230,7 +229,7 @@ class Metrix(Mixer):
 
     def reduce_tables(self, tables: Sequence[Pairs]) -> Tensor:
         mixed = [self.mix(pairs, self.draw(pairs)) for pairs in tables]
-        return reduce_tables(self.loss, tables) + self.weight * mean_over_tables(innermost(self.loss), mixed)
+        return self.loss.reduce_tables(tables) + self.weight * innermost(self.loss).reduce_tables(mixed)
 
     def extra_repr(self) -> str:
         return f"weight={self.weight}, alpha={self.alpha}, num_mixtures={self.num_mixtures}"

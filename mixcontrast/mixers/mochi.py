@@ -16,7 +16,6 @@ from mixcontrast.mixers.base import (
     only_real_block,
     parent_cosine,
     read_detached,
-    reduce_tables,
     self_similarity,
 )
 from mixcontrast.mixing import Interpolation, Linear
@@ -172,7 +171,7 @@ class MoCHi(Mixer):
         warming_up = self.step < self.warmup_steps
         if self.training:
             self.step += 1
-        return reduce_tables(self.loss, tables) if warming_up else super().reduce_tables(tables)
+        return self.loss.reduce_tables(tables) if warming_up else super().reduce_tables(tables)
 
     def get_extra_state(self) -> Tensor:
         """How many training steps were counted, for the state dict."""
