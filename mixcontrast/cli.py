@@ -13,13 +13,17 @@ def main(arguments: list[str] | None = None) -> None:
 
         print(f"mixcontrast {__version__}")
         return
-    extra = "evaluate" if arguments[:1] in (["evaluate"], ["compare"]) else "demo"
+    extra = {"evaluate": "evaluate", "compare": "evaluate", "embed": "embed"}.get("".join(arguments[:1]), "demo")
     try:
         from jsonargparse import auto_cli
 
         from mixcontrast.evaluation_commands import compare_command, evaluate_command
 
         commands = {"evaluate": evaluate_command, "compare": compare_command}
+        if extra != "evaluate":  # which needs no encoder
+            from mixcontrast.embedding_command import embed_command
+
+            commands = {"embed": embed_command, **commands}
         if extra == "demo":  # its packages are many: training, images, pictures
             from mixcontrast.demo import demo
 

@@ -13,7 +13,9 @@ import mixcontrast
 
 ROOT = Path(mixcontrast.__file__).parent
 CORE = {"pairs", "mixing", "queue", "losses", "mixers", "distributed", "tiling", "adapters"}
-APPLICATION = {"data", "models", "training", "report", "files", "demo", "evaluation_commands", "cli"}
+APPLICATION = {
+    "data", "models", "training", "report", "files", "demo", "embedding_command", "evaluation_commands", "cli"
+}  # fmt: skip
 MAY_IMPORT = {
     "pairs": set(),
     "mixing": {"pairs"},
