@@ -14,6 +14,7 @@ from mixcontrast.retrieval import (
     DML,
     TREC,
     Evaluation,
+    Similarity,
     compare,
     comparison_markdown,
     evaluate,
@@ -37,7 +38,7 @@ def evaluate_command(
     by: str | None = None,
     ks: list[int] | None = None,
     preset: Literal["dml", "clip", "trec"] | None = None,
-    inner_product: bool = False,
+    similarity: Similarity = "cosine",
     ties: Literal["expected", "optimistic", "pessimistic"] = "expected",
     out: Path | None = None,
 ) -> None:
@@ -59,7 +60,7 @@ def evaluate_command(
         by: of each query, a group for which results are also told apart.
         ks: cut-offs; by default those of the preset.
         preset: names and metrics of a field: dml, clip or trec; all of our own where it is left out.
-        inner_product: rank by inner product instead of by cosine.
+        similarity: cosine, inner product or l2.
         ties: expected over the orders of equal items, or the best or worst of them.
         out: a folder for results.json, results.md, results.csv and queries.csv (a row a query, which compare reads).
     """
@@ -68,7 +69,7 @@ def evaluate_command(
     named = None if preset is None else PRESETS[preset]
     settings: dict[str, Any] = {
         "ks": ks or (named.ks if named else (1, 2, 4, 8)),
-        "normalize": not inner_product,
+        "similarity": similarity,
         "ties": ties,
         "ranks": preset == "clip",
     }
