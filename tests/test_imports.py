@@ -13,7 +13,8 @@ import mixcontrast
 
 ROOT = Path(mixcontrast.__file__).parent
 CORE = {"pairs", "mixing", "queue", "losses", "mixers", "distributed", "tiling", "adapters"}
-APPLICATION = {"data", "models", "training", "report", "files", "demo", "evaluation_commands", "cli"}
+APPLICATION = {"data", "models", "training", "report", "files", "demo", "cli"}
+APPLICATION |= {"evaluation_commands", "evaluation_inputs"}
 MAY_IMPORT = {
     "pairs": set(),
     "mixing": {"pairs"},

@@ -94,8 +94,10 @@ def _knn(
     metric = faiss.METRIC_L2 if similarity == "l2" else faiss.METRIC_INNER_PRODUCT
     if device == "cpu":
         rows = faiss.knn(queries, gallery, k, metric=metric)[1]
-    elif k <= _GPU_PLACES and faiss.get_num_gpus() > 0:
-        rows = faiss.knn_gpu(faiss.StandardGpuResources(), queries, gallery, k, metric=metric)[1]
+    elif device.startswith("cuda") and k <= _GPU_PLACES and faiss.get_num_gpus() > 0:
+        number = int(device.removeprefix("cuda:")) if ":" in device else -1  # -1: the current one
+        resources = faiss.StandardGpuResources()
+        rows = faiss.knn_gpu(resources, queries, gallery, k, metric=metric, device=number)[1]
     else:
         from mixcontrast.retrieval.torch_search import torch_knn
 

@@ -313,7 +313,7 @@ def open_searcher(
     if resume is None:
         return searcher
     identities = [digest(t.read(0, len(t))) if t.stored is None else t.stored.fingerprint() for t in (queries, gallery)]
-    fingerprint = digest(similarity, device, *identities, *(side for rule in rules for side in rule))
+    fingerprint = digest(similarity, device.split(":")[0], *identities, *(side for rule in rules for side in rule))
     kept = everyone(lambda: KeptBlocks(resume, fingerprint, place()[0] == 0))
     return replace(searcher, kept=kept[place()[0]])
 
