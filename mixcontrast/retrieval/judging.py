@@ -72,7 +72,7 @@ def judge(
     places = max(ks[-1], int(task.num_relevant.max()))
     values: dict[str, np.ndarray] = {}
     tied = np.zeros(len(kept), bool)
-    for chunk in searcher.chunks(np.arange(len(kept)), places + 1):
+    for chunk in searcher.chunks(np.arange(len(kept)), places + searcher.more):
         for part, ranked in _rankings(task, kept[chunk], places):
             part = chunk[part]
             found = _metrics(ranked, ks)
@@ -106,12 +106,12 @@ def judge(
 def _rankings(task: Task, rows: np.ndarray, places: int) -> Iterator[tuple[np.ndarray, RankedRelevance]]:
     """Parts of some queries with their rankings, right to the end of the tie group of the last place.
 
-    Most queries need one place more than is judged, to see where that group ends. Of the others more candidates are
-    asked for, and of those whose ties reach further still, the whole gallery is ranked.
+    Most queries need little more than the places judged, to see where that group ends. Of the others more candidates
+    are asked for, and of those whose ties reach further still, the whole gallery is ranked.
     """
     searcher = task.searcher
     num_gallery = len(searcher.gallery)
-    found = searcher.candidates(rows, places + 1)  # one more, to see a tie that reaches over the last
+    found = searcher.candidates(rows, places + searcher.more)
     whole = _complete(searcher, found, places)
     if whole.all():
         yield np.arange(len(rows)), task.ranked(rows, found, places)

@@ -114,6 +114,14 @@ class Searcher:
         }
         return found | ({"encoder": encoders} if encoders else {})
 
+    @property
+    def more(self) -> int:
+        """Candidates asked for beyond those needed, to see that none is in doubt.
+
+        One does for most queries; for the others the gallery is searched again, which is dear where it must be read.
+        """
+        return 1 if self.limit is None else 9
+
     def block_rows(self) -> int:
         """Gallery rows read at once: half of the limit holds them, as stored, as float32 and while they are checked."""
         rows = len(self.gallery)
@@ -196,7 +204,7 @@ class Searcher:
 
     def settled(self, rows: np.ndarray, k: int) -> Candidates:
         """The `k` nearest of some queries, none in doubt: equal similarities by row, at the last place too."""
-        found = self.candidates(rows, k + 1)
+        found = self.candidates(rows, k + self.more)
         settled = found.cut(k)
         if self.index is not None:
             return settled
