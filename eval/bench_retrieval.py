@@ -2,17 +2,24 @@
 
     python eval/bench_retrieval.py            # all, writes eval/bench_retrieval.md
     python eval/bench_retrieval.py small      # some, prints only
+    python eval/bench_retrieval.py disk 20000 40000     # galleries on disk of these sizes
 
 Every contestant of a row runs in one process, in turn; a ratio is the median of the ratios turn by turn. `evaluate` is
 timed with all its metrics; intervals are not part of it. faiss is given the same number of neighbours.
+
+Galleries on disk are searched in processes of their own, whose peak memory is the kernel's count (VmHWM), the program
+itself included; a process that loads the gallery and calls faiss.knn, loading not timed, is what they are set against.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -24,7 +31,7 @@ import torch
 from tabulate import tabulate
 
 import mixcontrast
-from mixcontrast.retrieval import evaluate, evaluate_pairs
+from mixcontrast.retrieval import StoredEmbeddings, evaluate, evaluate_pairs
 
 
 def clustered(rows: int, dim: int, per_class: int) -> tuple[np.ndarray, np.ndarray]:
@@ -119,7 +126,77 @@ def rows_of(name: str) -> list[list[str]]:
     ]  # fmt: skip
 
 
+SIZES = (250_000, 500_000, 1_000_000, 2_000_000)
+LIMIT, DIM, NUM_QUERIES, PER_CLASS = 10**9, 128, 1000, 50
+
+
+def write_gallery(path: Path, rows: int) -> None:
+    """Rows of a class stand far apart, so that every block has some."""
+    table = np.lib.format.open_memmap(path, "w+", np.float32, (rows, DIM))
+    num_classes = rows // PER_CLASS
+    centres = np.random.default_rng(0).standard_normal((num_classes, DIM), np.float32)
+    for start in range(0, rows, num_classes):
+        part = table[start : start + num_classes]
+        part[:] = centres[: len(part)] + np.random.default_rng(start + 1).standard_normal(part.shape, np.float32)
+    table.flush()
+
+
+def search_one(path: str, rows: int, how: str) -> None:
+    """Runs in a process of its own and prints what it took."""
+    labels = np.arange(rows) % (rows // PER_CLASS)
+    rng = np.random.default_rng(7)
+    asked = np.sort(rng.choice(rows, NUM_QUERIES, replace=False))
+    stored = StoredEmbeddings(path)
+    queries = np.concatenate([stored.read(row, row + 1) for row in asked.tolist()])
+    queries += 0.5 * rng.standard_normal(queries.shape, np.float32)
+    if how == "bare":
+        gallery = np.load(path)
+        gallery /= np.linalg.norm(gallery, axis=1, keepdims=True)
+        queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+        start = time.perf_counter()
+        _, indices = faiss.knn(queries, gallery, PER_CLASS + 1, metric=faiss.METRIC_INNER_PRODUCT)
+        value = float((labels[indices[:, 0]] == labels[asked]).mean())
+    else:
+        start = time.perf_counter()
+        value = evaluate(queries, labels[asked], stored, labels, memory_limit=LIMIT).mean("hit@1")
+    seconds = time.perf_counter() - start
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    print(json.dumps({"seconds": seconds, "value": value, "gigabytes": int(peak.split()[1]) * 1024 / 1e9}))
+
+
+def on_disk(sizes: tuple[int, ...]) -> str:
+    """The table of galleries on disk."""
+    rows, first = [], None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "gallery.npy"
+        for size in sizes:
+            write_gallery(path, size)
+            found = {}
+            for how in ("bare", "limited"):
+                command = [sys.executable, __file__, "one", str(path), str(size), how]
+                run = subprocess.run(command, capture_output=True, text=True, check=True)
+                found[how] = json.loads(run.stdout.splitlines()[-1])
+            bare, limited = found["bare"], found["limited"]
+            if abs(bare["value"] - limited["value"]) > 1e-3:
+                raise SystemExit(f"{size}: the first place is right in {found}")
+            first = first or (size, limited["seconds"])
+            rows.append([
+                f"{size:,} x {DIM}", f"{size * DIM * 4 / 1e9:.2f}", f"{limited['gigabytes']:.2f}",
+                f"{limited['seconds']:.1f}", f"{limited['seconds'] / first[1]:.2f} ({size / first[0]:.0f})",
+                f"{limited['seconds'] / bare['seconds']:.2f}", f"{bare['gigabytes']:.2f}",
+            ])  # fmt: skip
+    headers = [
+        "gallery", "GB on disk", "peak GB, program included", "seconds", "times the first (its size)",
+        "times faiss.knn in memory", "its peak GB",
+    ]  # fmt: skip
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+
+
 def main(names: list[str]) -> None:
+    if names[:1] == ["one"]:
+        return search_one(names[1], int(names[2]), names[3])
+    if names[:1] == ["disk"]:
+        return print(on_disk(tuple(int(name) for name in names[1:]) or SIZES))
     rows = [row for name in names or CASES for row in rows_of(name)]
     table = tabulate(
         rows, ["what", "contestant", "seconds", "times faiss.knn alone"], tablefmt="github", disable_numparse=True
@@ -130,10 +207,15 @@ def main(names: list[str]) -> None:
             f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}; Python {platform.python_version()}, "
             f"torch {torch.__version__}, faiss {faiss.__version__}, mixcontrast {mixcontrast.__version__}."
         )
+        of_disk = on_disk(SIZES)
+        print(of_disk)
         page = Path(__file__).with_suffix(".md")
         page.with_suffix(".tmp").write_text(
             f"# What judging retrieval costs\n\nMade by `python eval/bench_retrieval.py`; median over the turns.\n\n"
-            f"{machine}\n\n{table}\n"
+            f"{machine}\n\n{table}\n\n"
+            f"{NUM_QUERIES:,} queries in a gallery on disk, {PER_CLASS} rows a class, all metrics, "
+            f"`memory_limit={LIMIT:,}`:\n\n"
+            f"{of_disk}\n"
         )
         page.with_suffix(".tmp").replace(page)
 

@@ -78,7 +78,7 @@ def test_two_runs_compared(folder, capsys):
     "arguments, message",
     [
         (["evaluate", "a.npy"], "--labels or by --qrels"),
-        (["evaluate", "a.txt", "--labels", "labels.npy"], "Embeddings are .npy or .safetensors files"),
+        (["evaluate", "a.txt", "--labels", "labels.npy"], "Embeddings are .npy, .safetensors, .parquet"),
         (["evaluate", "none.npy", "--labels", "labels.npy"], "none.npy cannot be read as embeddings"),
         (["evaluate", "half.npy", "--labels", "labels.npy"], "half.npy cannot be read as embeddings"),
         (["evaluate", "a.npy", "--labels", "rows.csv:colour"], "no column 'colour'; there are class, vendor, id"),

@@ -14,7 +14,8 @@ import mixcontrast
 ROOT = Path(mixcontrast.__file__).parent
 CORE = {"pairs", "mixing", "queue", "losses", "mixers", "distributed", "tiling", "adapters"}
 APPLICATION = {
-    "data", "models", "training", "report", "files", "demo", "embedding_command", "evaluation_commands", "cli"
+    "data", "models", "training", "report", "files", "demo", "embedding_command", "evaluation_commands",
+    "evaluation_inputs", "cli",
 }  # fmt: skip
 MAY_IMPORT = {
     "pairs": set(),

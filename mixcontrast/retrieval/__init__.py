@@ -1,7 +1,8 @@
-"""Retrieval, judged so that the numbers are believed: exact search, metrics a query, ties by rule, intervals."""
+"""Retrieval, judged so that the numbers are believed: search at any size, metrics a query, ties by rule, intervals."""
 
 from mixcontrast.retrieval.clustering import clustering_agreement
 from mixcontrast.retrieval.evaluation import evaluate, evaluate_pairs
+from mixcontrast.retrieval.exact import Similarity
 from mixcontrast.retrieval.metrics import (
     RankedRelevance,
     first_rank,
@@ -18,6 +19,7 @@ from mixcontrast.retrieval.presets import CLIP, DML, TREC, Preset
 from mixcontrast.retrieval.results import Comparison, Evaluation, compare, comparison_markdown
 from mixcontrast.retrieval.search import Neighbours, assign_clusters, search
 from mixcontrast.retrieval.statistics import Interval, bootstrap_interval, paired_difference, permutation_p_value
+from mixcontrast.retrieval.store import StoredEmbeddings
 from mixcontrast.retrieval.trec import read_qrels, read_run, write_qrels, write_run
 
 __all__ = [
@@ -30,6 +32,8 @@ __all__ = [
     "Neighbours",
     "Preset",
     "RankedRelevance",
+    "Similarity",
+    "StoredEmbeddings",
     "assign_clusters",
     "bootstrap_interval",
     "clustering_agreement",

@@ -18,8 +18,8 @@ def as_array(value: Any) -> np.ndarray:
     return np.asarray(value)
 
 
-def check_table(name: str, table: Any, normalize: bool) -> np.ndarray:
-    """(N, D) contiguous float32, divided by its rows' lengths where `normalize` is set."""
+def check_table(name: str, table: Any, normalize: bool, first: int = 0) -> np.ndarray:
+    """(N, D) contiguous float32, divided by its rows' lengths where `normalize` is set; rows count from `first`."""
     table = as_array(table)
     if table.ndim != 2 or 0 in table.shape:
         raise ValueError(
@@ -28,37 +28,32 @@ def check_table(name: str, table: Any, normalize: bool) -> np.ndarray:
         )
     if not np.issubdtype(table.dtype, np.floating):
         raise TypeError(f"`{name}` must be floats. Got {table.dtype}; are embeddings and labels swapped?")
-    if not normalize:
-        table = table.astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):
+        table = np.ascontiguousarray(table, np.float32)
     finite = np.isfinite(table).all(axis=1)
     if not finite.all():
         raise ValueError(
             f"`{name}` must be finite. Got NaN or infinity in {int((~finite).sum())} of {len(table)} rows, first in "
-            f"row {int(np.argmin(finite))}; drop those rows, or look at the encoder."
+            f"row {first + int(np.argmin(finite))}; drop those rows, or look at the encoder."
         )
-    if normalize:
-        wide = table.astype(np.float64 if table.dtype == np.float64 else np.float32, copy=False)
-        length = np.linalg.norm(wide, axis=1, keepdims=True)
-        if not (length > 0).all():
-            raise ValueError(
-                f"`{name}` under cosine must not hold rows of zeros. Got {int((length == 0).sum())} of {len(table)}, "
-                f"first row {int(np.argmin(length))}; drop them, or search with normalize=False."
-            )
-        table = (wide / length).astype(np.float32)
-    return np.ascontiguousarray(table)
-
-
-def check_pair_of_tables(queries: Any, gallery: Any, normalize: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Queries and gallery as float32 tables of one width."""
-    same = gallery is queries
-    queries = check_table("queries", queries, normalize)
-    gallery = queries if same else check_table("gallery", gallery, normalize)
-    if queries.shape[1] != gallery.shape[1]:
+    if not normalize:
+        return table
+    with np.errstate(over="ignore", under="ignore"):
+        length = np.linalg.norm(table, axis=1, keepdims=True)
+    odd = np.flatnonzero(~((length > 0) & np.isfinite(length)))
+    if len(odd) == 0:
+        return table / length
+    wide = table[odd].astype(np.float64)  # squares that float32 cannot hold
+    lengths = np.linalg.norm(wide, axis=1, keepdims=True)
+    if not (lengths > 0).all():
         raise ValueError(
-            "`queries` and `gallery` must be of one width. "
-            f"Got queries {queries.shape}, gallery {gallery.shape}; embed both with the same encoder."
+            f"`{name}` under cosine must not hold rows of zeros. Got {int((lengths == 0).sum())} of {len(table)}, "
+            f"first row {first + int(odd[np.argmin(lengths)])}; drop them, or measure without cosine."
         )
-    return queries, gallery
+    length[odd] = 1
+    unit = table / length
+    unit[odd] = wide / lengths
+    return unit
 
 
 def check_k(k: Any) -> int:

@@ -48,7 +48,7 @@ class RankedRelevance:
         num_relevant: Any = None,
         ideal: Any = None,
         valid: Any = None,
-        tolerance: float = 0.0,
+        tolerance: Any = 0.0,
         ties: str = "expected",
     ) -> RankedRelevance:
         """From rankings, best first, whose last tie group is complete.
@@ -60,7 +60,8 @@ class RankedRelevance:
             ideal: (Q, K') gains of all relevant items, falling; None: those in the list, or ones where
                 `num_relevant` is given.
             valid: (Q, K) bool, False past a row's end; None: all.
-            tolerance: similarities in falling order that differ by no more tie with their neighbour.
+            tolerance: similarities in falling order that differ by no more tie with their neighbour; one for all, or
+                (Q, 1), or (Q, K - 1).
             ties: "expected", "optimistic" or "pessimistic".
 
         Raises:

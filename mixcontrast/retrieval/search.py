@@ -1,17 +1,19 @@
-"""Exact nearest neighbours over faiss, the only place that imports it."""
+"""Nearest neighbours, exact or through an index, and clusters."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import ModuleType
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mixcontrast.retrieval.checks import check_k, check_pair_of_tables, check_rules, check_table
-
-_MANY = 64  # rows left out of a query's search before it is cheaper to search a gallery without them
+from mixcontrast.retrieval.checks import check_k, check_rules, check_table
+from mixcontrast.retrieval.exact import Similarity, check_similarity, load_faiss
+from mixcontrast.retrieval.searcher import open_searcher, recall_given_away
+from mixcontrast.retrieval.statistics import Interval
+from mixcontrast.retrieval.tables import check_tables
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,14 @@ class Neighbours:
             gallery), its last places are not `valid` and hold 0.
         similarity: (Q, K) float32, higher is closer, not rising along a row; -inf where not `valid`.
         valid: (Q, K) bool.
+        recall: of an approximate search, the share of the exact K nearest that it found, over up to 256 queries, with
+            its 95% interval; None: the search was exact.
     """
 
     indices: np.ndarray
     similarity: np.ndarray
     valid: np.ndarray
+    recall: Interval | None = None
 
 
 def search(
@@ -35,29 +40,49 @@ def search(
     gallery: Any,
     k: int,
     *,
-    normalize: bool = True,
+    similarity: Similarity = "cosine",
     query_ids: Any = None,
     gallery_ids: Any = None,
     exclude: Sequence[tuple[Any, Any]] = (),
+    memory_limit: int | None = None,
+    index: str | None = None,
+    index_parameters: str | None = None,
+    device: str = "cpu",
+    resume: str | Path | None = None,
 ) -> Neighbours:
-    """The `k` gallery rows most similar to each query, exactly.
+    """The `k` gallery rows most similar to each query, exactly unless an index is asked for.
+
+    The result depends neither on blocks, nor on threads or processes: products choose candidates, and each candidate's
+    similarity is then computed on its own. With a process group of torch.distributed each process searches a part of
+    the gallery, and all get the whole result.
 
     Args:
-        queries: (Q, D) floats, a tensor or array.
-        gallery: (G, D) floats.
+        queries: (Q, D) floats, a tensor or array, or `StoredEmbeddings`.
+        gallery: (G, D) floats, or `StoredEmbeddings`, which are read block by block.
         k: how many, at least 1. A gallery smaller than `k` gives as many columns as it has rows: never padding.
-        normalize: by cosine; without, by inner product.
+        similarity: "cosine", "inner product", or "l2": the negative squared distance, so that higher is closer.
         query_ids: (Q,) integers of any size; with `gallery_ids`, a gallery row whose id is the query's is left out:
             by identity, wherever it ranks.
         gallery_ids: (G,) integers.
         exclude: further pairs of (Q,) and (G,) integers or texts; a gallery row whose value is the query's is left
             out (the same camera, the same vendor).
+        memory_limit: bytes that embeddings, candidates and their copies may take at once in a process; not counted are
+            what is passed in memory, labels, ids, results and an index. None: no limit, but 1 GiB where anything is
+            stored.
+        index: a faiss factory string ("IVF1024,Flat", "HNSW32", "OPQ16,IVF1024,PQ16") for an approximate search. It is
+            trained on a sample and filled in blocks. Rows that it does not find are not `valid`.
+        index_parameters: of its search: "nprobe=16", "efSearch=64".
+        device: where products are made: "cpu", or a GPU ("cuda"): through faiss where its build and `k` allow, else
+            through torch.
+        resume: a folder in which the exact search keeps finished blocks, so that a killed run goes on where it stopped;
+            what it kept is removed at the end.
 
     Returns:
         `Neighbours`; equal similarities are in the order of the gallery.
 
     Raises:
-        ValueError: shapes that do not fit, NaN, rows of zeros under cosine, `k` below 1, an empty gallery.
+        ValueError: shapes that do not fit, NaN, rows of zeros under cosine, `k` below 1, an empty gallery, an index
+            that faiss cannot build.
         TypeError: embeddings that are not floats, ids that are not integers.
         ImportError: faiss is not installed.
 
@@ -65,10 +90,30 @@ def search(
     >>> found.indices
     array([[1, 0, 2]])
     """
-    queries, gallery = check_pair_of_tables(queries, gallery, normalize)
+    similarity = check_similarity(similarity)
+    queries, gallery = check_tables(queries, gallery, similarity == "cosine")
     k = check_k(k)
     rules = check_rules(query_ids, gallery_ids, exclude, len(queries), len(gallery))
-    return _search(queries, gallery, k, rules)
+    searcher = open_searcher(
+        queries,
+        gallery,
+        rules,
+        similarity=similarity,
+        memory_limit=memory_limit,
+        index=index,
+        index_parameters=index_parameters,
+        device=device,
+        resume=resume,
+    )
+    rows = np.arange(len(queries))
+    parts = [searcher.settled(part, k) for part in searcher.chunks(rows, k)]
+    indices, similarities, valid = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("indices", "similarity", "valid")
+    )
+    used = max(int(valid.any(axis=0).sum()), 1)
+    recall = None if index is None else recall_given_away(searcher, rows, k)
+    searcher.finish()
+    return Neighbours(indices[:, :used], similarities[:, :used], valid[:, :used], recall)
 
 
 def assign_clusters(
@@ -89,7 +134,7 @@ def assign_clusters(
     table = check_table("embeddings", embeddings, normalize)
     if not 1 <= num_clusters <= len(table):
         raise ValueError(f"`num_clusters` must lie in [1, {len(table)}], the rows. Got {num_clusters}; take fewer.")
-    faiss = _faiss()
+    faiss = load_faiss()
     means = faiss.Kmeans(
         table.shape[1],
         num_clusters,
@@ -101,62 +146,3 @@ def assign_clusters(
     )
     means.train(table)
     return means.index.search(table, 1)[1][:, 0]
-
-
-def _search(queries: np.ndarray, gallery: np.ndarray, k: int, rules: list[tuple[np.ndarray, np.ndarray]]) -> Neighbours:
-    if not rules:
-        similarity, indices = _knn(queries, gallery, min(k, len(gallery)))
-        return Neighbours(indices, similarity, np.ones(indices.shape, bool))
-    most = [int(np.unique(theirs, return_counts=True)[1].max()) for _, theirs in rules]
-    if sum(most) > _MANY:
-        return _search_by_value(queries, gallery, k, rules, int(np.argmax(most)))
-    similarity, indices = _knn(queries, gallery, min(k + sum(most), len(gallery)))
-    own = np.zeros(indices.shape, bool)
-    for mine, theirs in rules:
-        own |= theirs[indices] == mine[:, None]
-    order = np.argsort(own, axis=1, kind="stable")[:, :k]  # the others first, in their order
-    valid = ~np.take_along_axis(own, order, axis=1)
-    indices = np.where(valid, np.take_along_axis(indices, order, axis=1), 0)
-    similarity = np.where(valid, np.take_along_axis(similarity, order, axis=1), np.float32(-np.inf))
-    used = max(int(valid.any(axis=0).sum()), 1)
-    return Neighbours(indices[:, :used], similarity[:, :used], valid[:, :used])
-
-
-def _search_by_value(
-    queries: np.ndarray, gallery: np.ndarray, k: int, rules: list[tuple[np.ndarray, np.ndarray]], widest: int
-) -> Neighbours:
-    """One search for each value of a rule that leaves out much, in the gallery without it."""
-    mine, theirs = rules[widest]
-    others = rules[:widest] + rules[widest + 1 :]
-    shape = len(queries), min(k, len(gallery))
-    indices, similarity = np.zeros(shape, np.int64), np.full(shape, -np.inf, np.float32)
-    valid = np.zeros(shape, bool)
-    for value in np.unique(mine):
-        rows, left = np.flatnonzero(mine == value), np.flatnonzero(theirs != value)
-        if len(left) == 0:
-            continue
-        part = _search(queries[rows], gallery[left], k, [(m[rows], t[left]) for m, t in others])
-        width = part.indices.shape[1]
-        valid[rows, :width] = part.valid
-        similarity[rows, :width] = part.similarity
-        indices[rows, :width] = np.where(part.valid, left[part.indices], 0)
-    used = max(int(valid.any(axis=0).sum()), 1)
-    return Neighbours(indices[:, :used], similarity[:, :used], valid[:, :used])
-
-
-def _knn(queries: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """(Q, k) similarities, falling, and rows; equal similarities by row."""
-    faiss = _faiss()
-    similarity, indices = faiss.knn(queries, gallery, k, metric=faiss.METRIC_INNER_PRODUCT)
-    if (similarity[:, 1:] == similarity[:, :-1]).any():
-        order = np.lexsort((indices, -similarity), axis=1)
-        similarity, indices = np.take_along_axis(similarity, order, 1), np.take_along_axis(indices, order, 1)
-    return similarity, indices.astype(np.int64, copy=False)
-
-
-def _faiss() -> ModuleType:
-    try:
-        import faiss
-    except ImportError as error:
-        raise ImportError("Searching needs faiss. It is not installed; pip install 'mixcontrast[retrieval]'") from error
-    return faiss
