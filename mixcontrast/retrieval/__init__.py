@@ -2,6 +2,7 @@
 
 from mixcontrast.retrieval.clustering import clustering_agreement
 from mixcontrast.retrieval.evaluation import evaluate, evaluate_pairs
+from mixcontrast.retrieval.evaluator import RetrievalEvaluator
 from mixcontrast.retrieval.exact import Similarity
 from mixcontrast.retrieval.metrics import (
     RankedRelevance,
@@ -34,6 +35,7 @@ __all__ = [
     "RankedRelevance",
     "Similarity",
     "StoredEmbeddings",
+    "RetrievalEvaluator",
     "assign_clusters",
     "bootstrap_interval",
     "clustering_agreement",

@@ -20,6 +20,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from mixcontrast.data.sampler import MPerClassBatchSampler
 from mixcontrast.files import write_json, write_whole
 from mixcontrast.models.features import head
+from mixcontrast.retrieval import RetrievalEvaluator
+from mixcontrast.training.callbacks import RetrievalCallback
 from mixcontrast.training.criteria import criterion_of
 from mixcontrast.training.module import MetricLearning, Watch, embed
 
@@ -106,7 +108,11 @@ def train(
         module.load_state_dict(saved["state_dict"])
         advance(steps_per_run(train_labels, recipe))
         return Trained(embed(module, inputs[test_rows]), done["curve"], done["seconds"])
-    watch = Watch(inputs[validation_rows], torch.from_numpy(labels[validation_rows]), lambda: advance(1))
+    validation = TensorDataset(inputs[validation_rows], torch.from_numpy(labels[validation_rows]))
+    judge = RetrievalCallback(
+        RetrievalEvaluator(ks=(1,), preset=None, intervals=False), queries=DataLoader(validation, batch_size=1024)
+    )
+    watch = Watch(judge, lambda: advance(1))
     data = TensorDataset(inputs[train_rows], torch.from_numpy(train_labels))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # features are in memory
@@ -121,7 +127,7 @@ def train(
             enable_progress_bar=False,
             enable_model_summary=False,
             log_every_n_steps=1,
-            callbacks=[watch],
+            callbacks=[judge, watch],
         )
         torch.manual_seed(seed)  # mixing draws from torch's own generator
         trainer.fit(module, DataLoader(data, batch_sampler=_batches(train_labels, recipe, seed)))

@@ -9,7 +9,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from mixcontrast.retrieval import evaluate
+from mixcontrast.training.callbacks import RetrievalCallback, judging
 
 
 class MetricLearning(lightning.LightningModule):
@@ -44,16 +44,15 @@ class MetricLearning(lightning.LightningModule):
 
 
 class Watch(lightning.Callback):
-    """Times each step, judges the validation classes each epoch, and tells of progress.
+    """Times each step, tells of progress, and keeps the curve of loss and retrieval.
 
     Args:
-        inputs: (N, ...) of the validation classes.
-        labels: (N,) integers.
+        judge: of the validation classes, each epoch; before this one in the trainer's callbacks.
         advance: told after each step.
     """
 
-    def __init__(self, inputs: Tensor, labels: Tensor, advance: Callable[[], None]) -> None:
-        self.inputs, self.labels, self.advance = inputs, labels, advance
+    def __init__(self, judge: RetrievalCallback, advance: Callable[[], None]) -> None:
+        self.judge, self.advance = judge, advance
         self.seconds: list[float] = []
         self.curve: list[dict[str, float]] = []
         self._start = 0.0
@@ -68,21 +67,17 @@ class Watch(lightning.Callback):
         self.advance()
 
     def on_train_epoch_end(self, trainer, module) -> None:
-        found = evaluate(embed(module, self.inputs), self.labels, ks=(1,))
         self.curve.append(
             {
                 "epoch": trainer.current_epoch + 1,
                 "loss": float(trainer.callback_metrics["loss"]),
-                "validation hit@1": found.mean("hit@1"),
+                "validation hit@1": self.judge.history[-1]["hit@1"],
             }
         )
 
 
-@torch.no_grad()
 def embed(module: nn.Module, inputs: Tensor, batch_size: int = 1024) -> Tensor:
     """(N, D) embeddings on the CPU; the module is left in the mode it was in."""
-    training, device = module.training, next(module.parameters()).device
-    module.eval()
-    parts = [module(part.to(device)).float().cpu() for part in inputs.split(batch_size)]
-    module.train(training)
-    return torch.cat(parts)
+    device = next(module.parameters()).device
+    with judging(module):
+        return torch.cat([module(part.to(device)).float().cpu() for part in inputs.split(batch_size)])
