@@ -20,7 +20,7 @@ from mixcontrast.retrieval import (
     evaluate_pairs,
     read_qrels,
 )
-from mixcontrast.retrieval.processes import own_device, place, process_group
+from mixcontrast.retrieval.processes import own_device, place, shared_search
 
 PRESETS = {"dml": DML, "clip": CLIP, "trec": TREC}
 
@@ -91,7 +91,7 @@ def evaluate_command(
         "device": own_device(device),
         "resume": out,
     }
-    with process_group():
+    with shared_search():
         of_queries = StoredEmbeddings(queries)
         of_gallery = None if gallery is None else StoredEmbeddings(gallery)
         searched = of_queries if of_gallery is None else of_gallery

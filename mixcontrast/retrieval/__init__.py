@@ -17,6 +17,7 @@ from mixcontrast.retrieval.metrics import (
     reciprocal_rank,
 )
 from mixcontrast.retrieval.presets import CLIP, DML, TREC, Preset
+from mixcontrast.retrieval.processes import shared_search
 from mixcontrast.retrieval.results import Comparison, Evaluation, compare, comparison_markdown
 from mixcontrast.retrieval.search import Neighbours, assign_clusters, search
 from mixcontrast.retrieval.statistics import Interval, bootstrap_interval, paired_difference, permutation_p_value
@@ -57,6 +58,7 @@ __all__ = [
     "recall_at_k",
     "reciprocal_rank",
     "search",
+    "shared_search",
     "write_qrels",
     "write_run",
 ]

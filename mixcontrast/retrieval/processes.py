@@ -5,33 +5,47 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 T = TypeVar("T")
 
-
-def place() -> tuple[int, int]:
-    """This process's number, and how many there are: 0 and 1 without a process group."""
-    import torch.distributed as dist
-
-    if not (dist.is_available() and dist.is_initialized()):
-        return 0, 1
-    return dist.get_rank(), dist.get_world_size()
+_SHARED: ContextVar[bool] = ContextVar("shared", default=False)
 
 
 @contextmanager
-def process_group() -> Iterator[None]:
-    """The processes that torchrun started, joined over gloo; a group that is there already is used and left."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or place()[1] > 1:
-        yield
-        return
+def shared_search() -> Iterator[None]:
+    """Within it, every process of the group makes the same calls of retrieval, and each searches a part of the gallery.
+
+    It is asked for, as in training often one process alone judges, and would wait for the others for ever. Without a
+    group, the processes that torchrun started are joined over gloo for as long; of one process it changes nothing.
+
+    >>> with shared_search():
+    ...     place()
+    (0, 1)
+    """
     import torch.distributed as dist
 
-    dist.init_process_group("gloo")
+    alone = not (dist.is_available() and dist.is_initialized())
+    joins = alone and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if joins:
+        dist.init_process_group("gloo")
+    asked = _SHARED.set(joins or not alone)
     try:
         yield
     finally:
-        dist.destroy_process_group()
+        _SHARED.reset(asked)
+        if joins:
+            dist.destroy_process_group()
+
+
+def place() -> tuple[int, int]:
+    """This process's number, and how many share the search: 0 and 1 outside of `shared_search`."""
+    if not _SHARED.get():
+        return 0, 1
+    import torch.distributed as dist
+
+    return dist.get_rank(), dist.get_world_size()
 
 
 def own_device(device: str) -> str:

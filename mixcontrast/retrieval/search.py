@@ -53,8 +53,8 @@ def search(
     """The `k` gallery rows most similar to each query, exactly unless an index is asked for.
 
     The result depends neither on blocks, nor on threads or processes: products choose candidates, and each candidate's
-    similarity is then computed on its own. With a process group of torch.distributed each process searches a part of
-    the gallery, and all get the whole result.
+    similarity is then computed on its own. Within `shared_search` each process searches a part of the gallery, and all
+    get the whole result.
 
     Args:
         queries: (Q, D) floats, a tensor or array, or `StoredEmbeddings`.

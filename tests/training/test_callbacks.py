@@ -70,6 +70,7 @@ def test_logged_numbers_are_those_of_the_module_as_it_is(tmp_path):
     np.testing.assert_array_equal(judge.evaluator.last.values["hit@1"], expected.values["hit@1"])
 
 
+@pytest.mark.filterwarnings("ignore:Found .* in eval mode")  # a frozen part, on purpose
 def test_looking_changes_no_training(tmp_path):
     plain, watched = module(), module()
     for model, callbacks in ((plain, []), (watched, [RetrievalCallback(RetrievalEvaluator(), queries=loader(4))])):
@@ -97,6 +98,7 @@ def test_the_trainers_validation_loader_and_monitors(tmp_path):
     assert len(judge.history) == 3
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")  # the killed run's own
 def test_a_resumed_run_continues_the_history(tmp_path):
     def run(epochs, folder, checkpoint=None):
         lightning.seed_everything(0, verbose=False)
