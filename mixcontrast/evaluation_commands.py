@@ -45,6 +45,11 @@ def evaluate_command(
     index_parameters: str | None = None,
     device: str = "cpu",
     out: Path | None = None,
+    report: Path | None = None,
+    images: str | None = None,
+    texts: str | None = None,
+    gallery_images: str | None = None,
+    gallery_texts: str | None = None,
 ) -> None:
     """Judges embeddings at retrieval and prints a table of means with 95% intervals.
 
@@ -76,7 +81,14 @@ def evaluate_command(
         device: where the exact search multiplies, such as cuda.
         out: a folder for results.json, results.md, results.csv and queries.csv (a row a query, which compare reads).
             The exact search keeps its finished blocks there until it is done: run the same command again after a kill.
+        report: an HTML page to look at: tables, curves, confusions, queries with what they find, a map.
+        images: for the page, paths of the queries' images.
+        texts: for the page, texts of the queries.
+        gallery_images: paths of the gallery's images.
+        gallery_texts: texts of the gallery.
     """
+    if report is not None:
+        _check_report(report)
     if (labels is None) == (qrels is None):
         raise ValueError("Say what is relevant by --labels or by --qrels. Got both or neither; give one of them.")
     named = None if preset is None else PRESETS[preset]
@@ -110,6 +122,7 @@ def evaluate_command(
             mine = read_of_rows("query_ids", query_ids, of_queries).astype(str)
             theirs = read_of_rows("gallery_ids", gallery_ids, of_gallery).astype(str)
             pairs, grades = read_qrels(qrels, mine, theirs)
+            relevance = {"pairs": pairs[grades > 0]}
             found = evaluate_pairs(of_queries, of_gallery, pairs, grades, **settings)
         else:
             if (query_ids is None) != (gallery_ids is None) or (query_ids is not None and gallery is None):
@@ -129,12 +142,46 @@ def evaluate_command(
                         "gallery_ids", gallery_ids, of_gallery
                     )
                     settings["exclude"] = [*settings.get("exclude", []), ids]
+            named_by = mine, theirs
             mine, theirs = as_codes(mine, theirs)
+            names = {}
+            for codes, written in zip((mine, theirs), named_by, strict=True):
+                names |= {int(code): str(name) for code, name in zip(codes, written, strict=True)}
+            relevance = {"labels": mine, "gallery_labels": None if of_gallery is None else theirs, "names": names}
             if gallery_labels is not None:
                 settings["gallery_labels"] = theirs
             found = evaluate(of_queries, mine, of_gallery, **settings)
-        if place()[0] == 0:
-            _write(found, found if named is None else found.named(named), out)
+        first = place()[0] == 0
+    shown = found if named is None else found.named(named)
+    if first:
+        _write(found, shown, out)
+    if first and report is not None:
+        from mixcontrast.report.page import Rows, write_report
+
+        rows = [
+            None if table is None else Rows(*(
+                None if where is None else read_of_rows(option, where, table) for option, where in options
+            ))
+            for table, options in (
+                (of_queries, (("images", images), ("texts", texts))),
+                (of_gallery, (("gallery_images", gallery_images), ("gallery_texts", gallery_texts))),
+            )
+        ]  # fmt: skip
+        write_report(
+            report, shown, of_queries, gallery=of_gallery, similarity=similarity, of_queries=rows[0],
+            of_gallery=rows[1], exclude=settings.get("exclude", ()), title=f"Retrieval of {queries.name}", **relevance,
+        )  # fmt: skip
+        print(f"The page is {report}")
+
+
+def _check_report(report: Path) -> None:
+    """One line before anything is searched, rather than after."""
+    if report.suffix != ".html":
+        raise ValueError(f"--report is an .html file. Got {report}; name it so.")
+    try:
+        import mixcontrast.report.page  # noqa: F401
+    except ImportError as error:
+        raise ModuleNotFoundError(f"--report needs more packages: {error}; pip install 'mixcontrast[report]'") from None
 
 
 def _named_ids(given: str | None, rows: StoredEmbeddings | None) -> str | None:
