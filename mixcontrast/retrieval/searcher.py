@@ -92,7 +92,9 @@ class Searcher:
     @property
     def cells(self) -> int:
         """How many similarities may be alive at once where whole rows are needed."""
-        return _CELLS if self.limit is None else max(1, min(_CELLS, self.limit // 64))  # ranked, a cell takes 64 bytes
+        if self.limit is None:
+            return _CELLS
+        return max(1, min(_CELLS, self.limit // 2 // 64))  # ranked, a cell takes 64 bytes
 
     def settings(self) -> dict[str, Any]:
         """How it is searched, for the record."""
