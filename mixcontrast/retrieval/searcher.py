@@ -316,6 +316,8 @@ def open_searcher(
     if index is not None:
         if device != "cpu":
             raise ValueError(f"An index is searched on the CPU. Got device {device!r}; leave one of the two out.")
+        if resume is not None:  # what a killed exact search left is of no use
+            KeptBlocks(resume, "", place()[0] == 0)
         blocks, limit = searcher.blocks(), searcher.limit
         return replace(
             searcher, index=ApproximateIndex(gallery, blocks, similarity, index, index_parameters or "", limit)

@@ -60,8 +60,12 @@ class SafetensorsPart(Part):
     """A .safetensors file with one tensor, or one named "embeddings"."""
 
     def __init__(self, path: Path) -> None:
-        from safetensors import safe_open
-
+        try:
+            from safetensors import safe_open
+        except ImportError as error:
+            raise ImportError(
+                "These files need safetensors. It is not installed; pip install 'mixcontrast[evaluate]'"
+            ) from error
         self.path = path
         with safe_open(path, framework="pt") as file:
             names = sorted(file.keys())
@@ -100,9 +104,8 @@ class ArrowPart(Part):
         if not self.dtype:
             raise ValueError(f"its column embedding holds lists of {kind.value_type} and not of floats")
         self.columns = tuple(name for name in schema.names if name != "embedding")
-        fixed = getattr(kind, "list_size", None)
-        self.dim = fixed or (self.read(0, 1).shape[1] if self.num_rows else 0)
-        if not self.num_rows or not self.dim:
+        self.dim = self.read(0, 1).shape[1] if self.num_rows else 0
+        if not self.dim:
             raise ValueError(f"its shape is {(self.num_rows, self.dim)} and not (rows, dimensions)")
 
     def read(self, start: int, stop: int) -> np.ndarray:
