@@ -150,11 +150,24 @@ def test_the_scale_of_the_data_makes_no_ties_and_hides_none(similarity, scale):
 def test_distances_far_from_the_origin():
     """|x|^2 + |y|^2 - 2xy has lost them; what chooses is looked at again, pair by pair."""
     rng = np.random.default_rng(0)
-    table = (rng.standard_normal((300, 4)) + 3000).astype(np.float32)
+    table = (rng.standard_normal((300, 24)) + 3000).astype(np.float32)
     exact = -((table[:, None].astype(np.float64) - table) ** 2).sum(-1)
-    for limit in (None, 9000):
+    for limit in (None, 90_000):
         found = search(table, table, 5, similarity="l2", memory_limit=limit)
         assert np.array_equal(found.indices, np.argsort(-exact, axis=1, kind="stable")[:, :5])
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_rows_nearer_to_each_other_than_rounding(similarity):
+    """Which of them a product puts first is chance, but the first places are those of the pairs' own similarities."""
+    rng = np.random.default_rng(3)
+    gallery = np.repeat(10 * rng.standard_normal((20, 100)), 60, axis=0).astype(np.float32)
+    gallery *= 1 + 1e-7 * rng.integers(-4, 5, gallery.shape).astype(np.float32)
+    queries = gallery[::40] + rng.standard_normal((30, 100)).astype(np.float32)
+    everything = search(queries, gallery, 1200, similarity=similarity)
+    for limit in (None, 500_000):
+        found = search(queries, gallery, 10, similarity=similarity, memory_limit=limit)
+        assert np.array_equal(found.indices, everything.indices[:, :10])
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
