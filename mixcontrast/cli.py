@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
         ) from None
     try:
         auto_cli(commands, args=arguments, prog="mixcontrast", description=__doc__)
-    except (ValueError, TypeError, ModuleNotFoundError) as error:
+    except (ValueError, TypeError, ImportError) as error:
         raise SystemExit(f"mixcontrast: {error}") from None
 
 

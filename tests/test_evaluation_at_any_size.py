@@ -105,6 +105,19 @@ def test_a_changed_input_starts_over(folder, capsys):
     assert not any(file.exists() for file in kept)
 
 
+def test_an_index_leaves_nothing_of_a_killed_exact_search(folder, capsys):
+    (folder / "run" / ".search-of-another").mkdir(parents=True)
+    main([*EVALUATE, "--index", "IVF8,Flat", "--out", "run"])
+    assert not list((folder / "run").glob(".search-*"))
+
+
+@pytest.mark.parametrize("package, file", [("pyarrow", "gallery"), ("safetensors", "a.safetensors")])
+def test_a_missing_package_is_named_with_its_extra(folder, monkeypatch, package, file):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit, match=rf"need {package}.*pip install 'mixcontrast\[evaluate\]'"):
+        main(["evaluate", file, "--labels", "label"])
+
+
 @pytest.mark.slow
 def test_torchrun_is_one_process_and_goes_on_after_a_kill(folder, capsys):
     main([*EVALUATE, "--out", "one"])

@@ -92,7 +92,9 @@ class Searcher:
     @property
     def cells(self) -> int:
         """How many similarities may be alive at once where whole rows are needed."""
-        return _CELLS if self.limit is None else max(1, min(_CELLS, self.limit // 64))  # ranked, a cell takes 64 bytes
+        if self.limit is None:
+            return _CELLS
+        return max(1, min(_CELLS, self.limit // 2 // 64))  # ranked, a cell takes 64 bytes
 
     def settings(self) -> dict[str, Any]:
         """How it is searched, for the record."""
@@ -314,6 +316,8 @@ def open_searcher(
     if index is not None:
         if device != "cpu":
             raise ValueError(f"An index is searched on the CPU. Got device {device!r}; leave one of the two out.")
+        if resume is not None:  # what a killed exact search left is of no use
+            KeptBlocks(resume, "", place()[0] == 0)
         blocks, limit = searcher.blocks(), searcher.limit
         return replace(
             searcher, index=ApproximateIndex(gallery, blocks, similarity, index, index_parameters or "", limit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,12 @@ class SafetensorsPart(Part):
     """A .safetensors file with one tensor, or one named "embeddings"."""
 
     def __init__(self, path: Path) -> None:
-        from safetensors import safe_open
-
+        try:
+            from safetensors import safe_open
+        except ImportError as error:
+            raise ImportError(
+                "These files need safetensors. It is not installed; pip install 'mixcontrast[evaluate]'"
+            ) from error
         self.path = path
         with safe_open(path, framework="pt") as file:
             names = sorted(file.keys())
@@ -87,6 +92,7 @@ class ArrowPart(Part):
 
     def __init__(self, path: Path) -> None:
         self.path, self._parquet = path, path.suffix == ".parquet"
+        self._cursor: tuple[int, Any, Iterator[Any]] | None = None
         schema, self._starts = self._open()
         self.num_rows = self._starts[-1]
         if "embedding" not in schema.names:
@@ -98,25 +104,38 @@ class ArrowPart(Part):
         if not self.dtype:
             raise ValueError(f"its column embedding holds lists of {kind.value_type} and not of floats")
         self.columns = tuple(name for name in schema.names if name != "embedding")
-        fixed = getattr(kind, "list_size", None)
-        self.dim = fixed or (self.read(0, 1).shape[1] if self.num_rows else 0)
-        if not self.num_rows or not self.dim:
+        self.dim = self.read(0, 1).shape[1] if self.num_rows else 0
+        if not self.dim:
             raise ValueError(f"its shape is {(self.num_rows, self.dim)} and not (rows, dimensions)")
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        first = int(np.searchsorted(self._starts, start, side="right")) - 1
-        last = int(np.searchsorted(self._starts, stop, side="left"))
-        found, at = [], self._starts[first]
-        for batch in self._batches(range(first, last), "embedding"):
+        at, batch, batches = self._batch_of(start)
+        self._cursor, found = None, []
+        while True:
             low, high = max(start - at, 0), min(stop - at, batch.num_rows)
-            at += batch.num_rows
             if low < high:
                 found.append(_rows_of(batch.column("embedding").slice(low, high - low), self.path))
-            if at >= stop:
+            if at + batch.num_rows >= stop:
                 break
+            at, batch = at + batch.num_rows, next(batches)
+        if self._parquet:  # an Arrow file is mapped, and the mapping should go
+            self._cursor = at, batch, batches
         if len({rows.shape[1] for rows in found}) != 1:
             raise ValueError(f"{self.path} holds embeddings of several widths; embed it again with one encoder.")
         return np.concatenate(found) if len(found) > 1 else found[0]
+
+    def _batch_of(self, row: int) -> tuple[int, Any, Iterator[Any]]:
+        """A batch, the number of its first row, and those after it; where the last reading stopped, it goes on there.
+
+        A group of rows can only be read from its beginning, and may be large.
+        """
+        if self._cursor is not None:
+            at, batch, _ = self._cursor
+            if at <= row <= at + batch.num_rows:
+                return self._cursor
+        group = int(np.searchsorted(self._starts, row, side="right")) - 1
+        batches = self._batches(range(group, len(self._starts) - 1), "embedding")
+        return self._starts[group], next(batches), batches
 
     def column(self, name: str) -> np.ndarray:
         found = [batch.column(name) for batch in self._batches(range(len(self._starts) - 1), name)]
@@ -144,11 +163,11 @@ class ArrowPart(Part):
             sizes = [file.get_batch(number).num_rows for number in range(file.num_record_batches)]
             return file.schema, [0, *np.cumsum(sizes).tolist()]
 
-    def _batches(self, groups: range, column: str) -> Any:
+    def _batches(self, groups: range, column: str) -> Iterator[Any]:
         if self._parquet:
             import pyarrow.parquet as pq
 
-            with pq.ParquetFile(self.path) as file:
+            with pq.ParquetFile(self.path, pre_buffer=False, buffer_size=1 << 16) as file:  # not a whole group at once
                 yield from file.iter_batches(1 << 14, row_groups=list(groups), columns=[column])
         else:
             import pyarrow as pa

@@ -1,5 +1,6 @@
 """Searched block by block, from disk, through torch: the same values to the last bit as in memory at once."""
 
+import faiss
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,6 +11,15 @@ from mixcontrast.retrieval.torch_search import torch_knn
 from tests.retrieval.folders import write_every_kind, write_folder
 
 SIMILARITIES = ("cosine", "inner product", "l2")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Threads that wait for each other in thousands of small searches are slow where cores are busy."""
+    count = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    yield count
+    faiss.omp_set_num_threads(count)
 
 
 def same(one, other):
@@ -63,13 +73,15 @@ def test_blocks_do_not_matter(seed, kind, similarity, ties, limit, rule, alone):
     assert np.array_equal(one.indices, other.indices) and np.array_equal(one.similarity, other.similarity)
 
 
-def test_larger_tables_in_blocks(tmp_path):
-    """Large enough that products are cut and rounded in another way."""
+def test_larger_tables_in_blocks(tmp_path, one_thread):
+    """Large enough that products are cut and rounded in another way; on all threads and on one."""
     table, _, rng = tables(0, "general", rows=3000, dim=48)
     table[2000:2300] = table[:300]  # exact ties, far apart
     labels = rng.integers(0, 100, 3000)
     np.save(tmp_path / "a.npy", table)
+    faiss.omp_set_num_threads(max(one_thread, 2))
     whole = evaluate(table, labels, ks=(1, 10), ranks=True)
+    faiss.omp_set_num_threads(1)
     for limit in (700_000, 3_000_000, None):
         same(whole, evaluate(StoredEmbeddings(tmp_path / "a.npy"), labels, ks=(1, 10), ranks=True, memory_limit=limit))
     order = rng.permutation(3000)
@@ -138,11 +150,24 @@ def test_the_scale_of_the_data_makes_no_ties_and_hides_none(similarity, scale):
 def test_distances_far_from_the_origin():
     """|x|^2 + |y|^2 - 2xy has lost them; what chooses is looked at again, pair by pair."""
     rng = np.random.default_rng(0)
-    table = (rng.standard_normal((300, 4)) + 3000).astype(np.float32)
+    table = (rng.standard_normal((300, 24)) + 3000).astype(np.float32)
     exact = -((table[:, None].astype(np.float64) - table) ** 2).sum(-1)
-    for limit in (None, 9000):
+    for limit in (None, 90_000):
         found = search(table, table, 5, similarity="l2", memory_limit=limit)
         assert np.array_equal(found.indices, np.argsort(-exact, axis=1, kind="stable")[:, :5])
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_rows_nearer_to_each_other_than_rounding(similarity):
+    """Which of them a product puts first is chance, but the first places are those of the pairs' own similarities."""
+    rng = np.random.default_rng(3)
+    gallery = np.repeat(10 * rng.standard_normal((20, 100)), 60, axis=0).astype(np.float32)
+    gallery *= 1 + 1e-7 * rng.integers(-4, 5, gallery.shape).astype(np.float32)
+    queries = gallery[::40] + rng.standard_normal((30, 100)).astype(np.float32)
+    everything = search(queries, gallery, 1200, similarity=similarity)
+    for limit in (None, 500_000):
+        found = search(queries, gallery, 10, similarity=similarity, memory_limit=limit)
+        assert np.array_equal(found.indices, everything.indices[:, :10])
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)

@@ -53,7 +53,7 @@ def worker(rank, world, file, folder, out):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_processes_are_one(world, tmp_path):
     folder = write_folder(tmp_path / "embedded", TABLE, part_rows=250)
     expected = found(folder)
