@@ -318,7 +318,10 @@ def _curve_figure(curves: dict[str, Curve]) -> str:
     for (name, curve), colour, style in zip(curves.items(), (_ONE, _TWO), ("-", "--"), strict=True):
         axes.plot(curve.ks, curve.mean, style, color=colour, linewidth=2, marker="o", markersize=3.5)
         axes.fill_between(curve.ks, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
-        axes.annotate(f"{name}@k", (curve.ks[-1], curve.mean[-1]), (6, 0), textcoords="offset points", va="center")
+    hit, recall = (curves[name].mean[-1] for name in ("hit", "recall"))
+    ends = [("hit@k", hit), ("recall@k", recall)] if abs(hit - recall) > 0.06 else [("hit, recall@k", hit)]
+    for text, height in ends:
+        axes.annotate(text, (curves["hit"].ks[-1], height), (6, 0), textcoords="offset points", va="center")
     axes.set_xscale("log")
     ks = next(iter(curves.values())).ks
     ticks = [k for k in (1, 2, 5, 10, 20, 50, 100) if k <= ks[-1]]
