@@ -315,7 +315,7 @@ def _thumbnail(path: Any) -> str:
 def _curve_figure(curves: dict[str, Curve]) -> str:
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
-    for (name, curve), colour, style in zip(curves.items(), (_ONE, _TWO), ("-", "--"), strict=True):
+    for curve, colour, style in zip(curves.values(), (_ONE, _TWO), ("-", "--"), strict=True):
         axes.plot(curve.ks, curve.mean, style, color=colour, linewidth=2, marker="o", markersize=3.5)
         axes.fill_between(curve.ks, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
     hit, recall = (curves[name].mean[-1] for name in ("hit", "recall"))
