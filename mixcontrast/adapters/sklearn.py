@@ -13,7 +13,7 @@ After::
 from __future__ import annotations
 
 import copy
-import math
+import itertools
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,7 @@ class ContrastiveTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
             `RankNContrastLoss(temperature=0.3, normalize=True)`. Values are given to it as they are: set SupReMix's window in their
             units. A proxy loss learns its proxies; its labels are the places of the classes in `classes_`.
         hidden: width of a hidden layer; None: a linear map.
-        max_iter: passes over the examples.
+        max_iter: how many steps, of one batch each.
         batch_size: examples a step; all, where there are fewer. For classes a step draws a few classes, at least two,
             and several examples of each.
         learning_rate: of AdamW, falling to 0 along a half cosine.
@@ -60,8 +60,8 @@ class ContrastiveTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
 
     Attributes:
         classes_: (P,) the classes; None where `y` held values.
-        loss_curve_: mean loss of each pass.
-        n_iter_: how many passes were made.
+        loss_curve_: the loss of each step.
+        n_iter_: how many steps were made.
         mean_: (F,) of the training features.
         scale_: (F,) their standard deviations; 1 for a constant feature.
         layers_: the map: `(weight (F, H), bias (H,))`, one or two, as arrays, with a ReLU between.
@@ -85,7 +85,7 @@ class ContrastiveTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         *,
         criterion: Loss | Mixer | None = None,
         hidden: int | None = None,
-        max_iter: int = 50,
+        max_iter: int = 300,
         batch_size: int = 256,
         learning_rate: float = 1e-2,
         weight_decay: float = 1e-2,
@@ -164,21 +164,18 @@ class ContrastiveTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         parameters = [*encoder.parameters(), *criterion.parameters()]
         optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
         inputs, labels = inputs.to(self.device), labels.to(self.device)
-        steps = math.ceil(len(inputs) / self.batch_size)
-        falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps * self.max_iter)
+        falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=self.max_iter)
         batches = _batches(labels.cpu().numpy(), self.batch_size, random)
-        self.loss_curve_, self.n_iter_ = [], self.max_iter
-        for _ in range(self.max_iter):
-            total = 0.0
-            for _ in range(steps):
-                rows = torch.as_tensor(next(batches), device=self.device)
-                loss = criterion(encoder(inputs[rows]), labels[rows])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                falling.step()
-                total += loss.item()
-            self.loss_curve_.append(total / steps)
+        curve = []
+        for rows in itertools.islice(batches, self.max_iter):
+            rows = torch.as_tensor(rows, device=self.device)
+            loss = criterion(encoder(inputs[rows]), labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            falling.step()
+            curve.append(loss.detach())
+        self.loss_curve_, self.n_iter_ = torch.stack(curve).tolist(), self.max_iter
         linear = [layer for layer in encoder if isinstance(layer, nn.Linear)]
         self.layers_ = [
             (layer.weight.detach().double().cpu().numpy().T, layer.bias.detach().double().cpu().numpy())

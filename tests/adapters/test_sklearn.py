@@ -32,7 +32,7 @@ def test_classes_are_found_among_noise():
     X, y = X[:600], y[:600]
     X = np.hstack([X, X.std() * np.random.default_rng(0).normal(size=X.shape)])
     plain = make_pipeline(StandardScaler(), KNeighborsClassifier())
-    ours = make_pipeline(ContrastiveTransformer(8, max_iter=15, random_state=0), KNeighborsClassifier())
+    ours = make_pipeline(ContrastiveTransformer(16, max_iter=50, random_state=0), KNeighborsClassifier())
     before, after = (cross_val_score(model, X, y, cv=2).mean() for model in (plain, ours))
     assert after > before + 0.02
 
@@ -40,7 +40,7 @@ def test_classes_are_found_among_noise():
 def test_real_values_are_found_among_noise():
     X, y = make_regression(300, n_features=20, n_informative=2, random_state=0)
     plain = make_pipeline(StandardScaler(), KNeighborsRegressor())
-    ours = make_pipeline(ContrastiveTransformer(2, max_iter=20, random_state=0), KNeighborsRegressor())
+    ours = make_pipeline(ContrastiveTransformer(2, max_iter=100, random_state=0), KNeighborsRegressor())
     before, after = (cross_val_score(model, X, y, cv=2).mean() for model in (plain, ours))
     assert after > before + 0.2
 
@@ -76,7 +76,7 @@ def test_strings_booleans_and_a_grid():
         "contrastivetransformer__criterion": [SupConLoss(), TripletLoss(margin=0.2)],
         "contrastivetransformer__hidden": [None, 4],
     }
-    search = GridSearchCV(make_pipeline(ContrastiveTransformer(2, max_iter=3), KNeighborsClassifier()), grid, cv=2)
+    search = GridSearchCV(make_pipeline(ContrastiveTransformer(2, max_iter=40), KNeighborsClassifier()), grid, cv=2)
     assert search.fit(X, names).best_score_ > 0.7
 
 
