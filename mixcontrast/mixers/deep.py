@@ -166,7 +166,7 @@ class DeepMetrix(nn.Module):
             except RuntimeError as error:
                 if not joined.active or isinstance(error, torch.OutOfMemoryError):
                     raise
-                raise ValueError(joined.cannot_go_on(str(error).splitlines()[0])) from error
+                raise ValueError(joined.cannot_go_on(f"'{str(error).splitlines()[0]}'")) from error
         joined.check_used()
         check_embeddings("encoder(inputs)", both)
         if len(both) != rows + mixed:
@@ -306,7 +306,7 @@ class _Joined:
         where = "its inputs" if self.layer is None else f"the output of {self.layer!r}"
         return (
             f"The encoder must take as many rows as it is given: {self.rows} examples and their mixtures, {more}, at "
-            f"{where}. Got {seen} Mix at the end of a whole block, not inside a residual connection."
+            f"{where}. Got {seen}; mix at the end of a whole block, not inside a residual connection."
         )
 
     def _after_layer(self, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
