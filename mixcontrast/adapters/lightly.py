@@ -83,7 +83,9 @@ class MemoryBank(nn.Module):
     def __init__(self, queue: KeyQueue, *, feature_dim_first: bool = True) -> None:
         super().__init__()
         if not isinstance(queue, KeyQueue) or queue.label_buffer is not None:
-            raise TypeError(f"MemoryBank holds a KeyQueue without labels. Got {queue}; make it with KeyQueue(size, dim).")
+            raise TypeError(
+                f"MemoryBank holds a KeyQueue without labels. Got {queue}; make it with KeyQueue(size, dim)."
+            )
         self.queue, self.feature_dim_first = queue, feature_dim_first
 
     def forward(self, output: Tensor, labels: Tensor | None = None, update: bool = False) -> tuple[Tensor, Tensor]:

@@ -91,7 +91,7 @@ def test_simclr_trains_the_same_model():
 
 @pytest.mark.parametrize("used", [0, 1, 4, 6])
 def test_moco_trains_the_same_model(used):
-    """From a bank that is new, and from one that has been written to, its pointer in the middle or back at the start."""
+    """From a bank that is new, and from one written to, its pointer in the middle or back at the start."""
     torch.manual_seed(3)
     theirs = NTXentLoss(temperature=0.2, memory_bank_size=(SIZE, WIDTH))
     for _ in range(used):
