@@ -48,7 +48,7 @@ class ContrastiveTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         criterion: a loss or mixer of ours, called with `(embeddings, labels)`; copied, never changed. None: for
             classes `Metrix(MultiSimilarityLoss(), num_mixtures=64)`, for values
             `RankNContrastLoss(temperature=0.3, normalize=True)`. Values are given to it as they are: set SupReMix's
-            window in their units. A proxy loss learns its proxies; its labels are the places of the classes in `classes_`.
+            window in their units. A proxy loss learns its proxies; its labels are the classes' places in `classes_`.
         hidden: width of a hidden layer; None: a linear map.
         max_iter: how many steps, of one batch each.
         batch_size: examples a step; all, where there are fewer. For classes a step draws a few classes, at least two,
