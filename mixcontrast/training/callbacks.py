@@ -20,6 +20,41 @@ def first_two(batch: Any) -> tuple[Any, Tensor]:
     return batch[0], batch[1]
 
 
+def embed_loader(
+    module: nn.Module, loader: DataLoader, split: Callable[[Any], tuple[Any, Tensor]] = first_two
+) -> tuple[Tensor, Tensor]:
+    """(N, D) embeddings and (N, ...) labels of a loader, on the CPU, in one process; the module keeps its modes."""
+    embeddings, labels = [], []
+    device = next(module.parameters()).device
+    with isolate_rng(), judging(module):
+        for batch in loader:
+            inputs, of_batch = split(batch)
+            embeddings.append(module(inputs.to(device)).float().cpu())
+            labels.append(of_batch)
+    return torch.cat(embeddings), torch.cat(labels)
+
+
+def embed_shared(
+    trainer: lightning.Trainer,
+    module: lightning.LightningModule,
+    loader: DataLoader,
+    split: Callable[[Any], tuple[Any, Tensor]] = first_two,
+) -> tuple[Tensor, Tensor]:
+    """The same among all of a trainer's processes, each its share; all get all rows, each once, in order."""
+    loader = shared(loader, trainer.global_rank, trainer.world_size)
+    embeddings, labels = [], []
+    with isolate_rng(), judging(module), trainer.precision_plugin.forward_context():
+        for batch in loader:
+            inputs, of_batch = split(trainer.strategy.batch_to_device(batch, module.device))
+            embeddings.append(module(inputs).float())
+            labels.append(of_batch)
+    mine = torch.cat(embeddings), torch.cat(labels)
+    if trainer.world_size > 1:
+        num_rows = len(_distributed_sampler(loader).dataset)
+        mine = tuple(trainer.strategy.all_gather(part).transpose(0, 1).flatten(0, 1)[:num_rows] for part in mine)
+    return mine[0].cpu(), mine[1].cpu()
+
+
 class RetrievalCallback(lightning.Callback):
     """Embeds a loader with the module as it is, judges it at retrieval, and logs the metrics as `val/Recall@1`.
 
@@ -91,7 +126,7 @@ class RetrievalCallback(lightning.Callback):
         if trainer.fast_dev_run or (fitting and (trainer.current_epoch + 1) % self.every_n_epochs):
             return
         queries = self.queries if self.queries is not None else _only_loader(trainer.val_dataloaders)
-        tables = [self._embed(trainer, module, loader) for loader in (queries, self.gallery) if loader is not None]
+        tables = [embed_shared(trainer, module, loader, self.split) for loader in (queries, self.gallery) if loader is not None]
         found: dict[str, float] | Exception | None = None
         if trainer.is_global_zero:
             try:
@@ -105,21 +140,6 @@ class RetrievalCallback(lightning.Callback):
             module.log(self.prefix + name, value, prog_bar=place == 0, batch_size=1, sync_dist=True)
         if fitting:
             self.history.append({"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **found})
-
-    def _embed(self, trainer, module, loader: DataLoader) -> tuple[Tensor, Tensor]:
-        """(N, D) embeddings and (N,) labels of all ranks, each row once, in the order of the data."""
-        loader = shared(loader, trainer.global_rank, trainer.world_size)
-        embeddings, labels = [], []
-        with isolate_rng(), judging(module), trainer.precision_plugin.forward_context():
-            for batch in loader:
-                inputs, of_batch = self.split(trainer.strategy.batch_to_device(batch, module.device))
-                embeddings.append(module(inputs).float())
-                labels.append(of_batch)
-        mine = torch.cat(embeddings), torch.cat(labels)
-        if trainer.world_size > 1:
-            num_rows = len(_distributed_sampler(loader).dataset)
-            mine = tuple(trainer.strategy.all_gather(part).transpose(0, 1).flatten(0, 1)[:num_rows] for part in mine)
-        return mine[0].cpu(), mine[1].cpu()
 
 
 @contextmanager
