@@ -44,10 +44,10 @@ def fit_parser() -> LightningArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="Of weights, batches, augmentation and mixing.")
     parser.add_argument("--out", type=Path, help="The folder of the run. By default runs/ and the recipe's name.")
     parser.add_argument(
-        "--judge_every", type=int, default=1, help="Judge the validation part every so many epochs; best.ckpt is of these."
+        "--judge_every", type=int, default=1, help="Epochs between looks at the validation part; best.ckpt is of these."
     )
     parser.add_argument(
-        "--save_every", type=int, default=500, help="Write last.ckpt every so many steps, and each epoch; 0: each epoch."
+        "--save_every", type=int, default=500, help="Steps between last.ckpt, which each epoch writes too; 0: only these."
     )
     parser.add_lightning_class_args(lightning.Trainer, "trainer")
     parser.add_lightning_class_args(FitModule, "model", subclass_mode=True)
@@ -104,7 +104,8 @@ def _fit(folder: RunFolder, ready: Namespace, console: Console) -> None:
     trainer = lightning.Trainer(**options)
     if trainer.is_global_zero:
         folder.begin(seed, trainer.strategy.root_device.type)
-        console.print(f"{folder.path}: {'goes on after step ' + format(step, ',') if begun else 'begins'}", highlight=False)
+        how = f"goes on after step {step:,}" if begun else "begins"
+        console.print(f"{folder.path} {how}, on {trainer.strategy.root_device.type}", highlight=False)
     start = time.perf_counter()
     try:
         trainer.fit(module, datamodule=data, ckpt_path=folder.last if begun else None, weights_only=True)

@@ -126,7 +126,8 @@ class RetrievalCallback(lightning.Callback):
         if trainer.fast_dev_run or (fitting and (trainer.current_epoch + 1) % self.every_n_epochs):
             return
         queries = self.queries if self.queries is not None else _only_loader(trainer.val_dataloaders)
-        tables = [embed_shared(trainer, module, loader, self.split) for loader in (queries, self.gallery) if loader is not None]
+        loaders = [loader for loader in (queries, self.gallery) if loader is not None]
+        tables = [embed_shared(trainer, module, loader, self.split) for loader in loaders]
         found: dict[str, float] | Exception | None = None
         if trainer.is_global_zero:
             try:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import lightning
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -15,8 +17,10 @@ from mixcontrast.losses import Loss
 from mixcontrast.mixers import Mixer, MoCHi, SupReMix
 from mixcontrast.mixers.base import innermost
 from mixcontrast.pairs import unit
-from mixcontrast.retrieval import Evaluation
+from mixcontrast.retrieval import DML, Evaluation, evaluate
+from mixcontrast.training.callbacks import embed_loader
 
+KS = (1, 2, 4, 8)
 LABELS, VALUES, VIEWS = ("embeddings", "labels"), ("embeddings", "values"), ("query", "key")
 _FITS = {
     LABELS: "SupConLoss(), MultiSimilarityLoss() or Metrix(MultiSimilarityLoss())",
@@ -123,7 +127,33 @@ def mean_similarities(embeddings: Tensor, alike: Tensor) -> dict[str, Tensor]:
     return found
 
 
-def test_loaders(data: lightning.LightningDataModule) -> list[DataLoader]:
-    """The loader of the test part, or those of queries and gallery."""
+def judge_retrieval(module: nn.Module, data: lightning.LightningDataModule) -> Evaluation:
+    """Retrieval among the test part's rows, or of its queries in its gallery: Recall@k, R-precision, MAP@R."""
     loaders = data.test_dataloader()
-    return list(loaders) if isinstance(loaders, list | tuple) else [loaders]
+    loaders = loaders if isinstance(loaders, list | tuple) else [loaders]
+    (queries, labels), *others = [embed_loader(module, loader) for loader in loaders]
+    gallery, of_gallery = others[0] if others else (None, None)
+    return evaluate(queries, labels, gallery, of_gallery, ks=KS).named(DML)
+
+
+def only_test_loader(data: lightning.LightningDataModule) -> DataLoader:
+    """The loader of the test part.
+
+    Raises:
+        ValueError: it has queries and a gallery.
+    """
+    loader = data.test_dataloader()
+    if not isinstance(loader, DataLoader):
+        raise ValueError(
+            f"A probe is judged on one test part. Got {len(loader)}, queries and gallery; use MetricLearning's judge."
+        )
+    return loader
+
+
+def evaluation_of(values: dict[str, np.ndarray], settings: dict[str, Any]) -> Evaluation:
+    """Values a row as an evaluation, which can be saved and compared; names that begin with _ are left out."""
+    kept = {name: of_rows for name, of_rows in values.items() if not name.startswith("_")}
+    return Evaluation(
+        values=kept, queries=np.arange(len(next(iter(kept.values())))), groups=None, num_without_positive=0, num_tied=0,
+        settings=settings,
+    )  # fmt: skip

@@ -8,16 +8,17 @@ import lightning
 from torch import Tensor, nn
 
 from mixcontrast.distributed import Gathered
-from mixcontrast.retrieval import DML, Evaluation, RetrievalEvaluator, evaluate
-from mixcontrast.training.callbacks import RetrievalCallback, embed_loader
+from mixcontrast.retrieval import Evaluation, RetrievalEvaluator
+from mixcontrast.training.callbacks import RetrievalCallback
 from mixcontrast.training.fitting import (
+    KS,
     LABELS,
     FitModule,
     at_a_log_step,
     check_criterion,
     check_num_classes,
+    judge_retrieval,
     mean_similarities,
-    test_loaders,
 )
 from mixcontrast.training.optimization import (
     OptimizerCallable,
@@ -27,8 +28,6 @@ from mixcontrast.training.optimization import (
     optimizer_of,
     with_schedule,
 )
-
-KS = (1, 2, 4, 8)
 
 
 class MetricLearning(FitModule):
@@ -100,8 +99,4 @@ class MetricLearning(FitModule):
         return [RetrievalCallback(evaluator, queries=data.val_dataloader(), every_n_epochs=every_n_epochs)]
 
     def judge_test(self, data: lightning.LightningDataModule) -> Evaluation:
-        """Retrieval among the test part's rows, or of its queries in its gallery: Recall@k, R-precision, MAP@R."""
-        tables = [embed_loader(self, loader) for loader in test_loaders(data)]
-        queries, labels = tables[0]
-        gallery, of_gallery = tables[1] if len(tables) > 1 else (None, None)
-        return evaluate(queries, labels, gallery, gallery_labels=of_gallery, ks=KS).named(DML)
+        return judge_retrieval(self, data)

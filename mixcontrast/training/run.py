@@ -40,7 +40,7 @@ class RunFolder:
             different = [line for key, line in _differences(old, config) if key not in FREE]
             if different:
                 shown = "; ".join(different[:3]) + ("" if len(different) < 4 else f"; and {len(different) - 3} more")
-                raise ValueError(f"{path} holds another run: {shown}. Name another folder by --out, or remove this one.")
+                raise ValueError(f"{path} holds another run: {shown}. Name another folder by --out, or remove it.")
         elif self.last.exists():
             raise ValueError(f"{path} holds a checkpoint and no config.yaml. Name another folder by --out.")
 
@@ -81,7 +81,7 @@ class RunFolder:
         ]
 
     def merge_logs(self) -> None:
-        """Writes `metrics.csv`, a row a logged step, from the files of all starts: of each step the last that it had."""
+        """Writes `metrics.csv`, a row a logged step, from the files of all starts; of a step done twice the last."""
         rows: list[dict[str, str]] = []
         for file in sorted((self.path / "logs" / "csv").glob("from_step_*/metrics.csv")):
             first = int(file.parent.name.rpartition("_")[2])
