@@ -16,7 +16,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
-from mixcontrast.fit_errors import one_line
+from mixcontrast.fit_errors import parse
+from mixcontrast.training.callbacks import Bar
 from mixcontrast.training.fitting import FitModule
 from mixcontrast.training.run import Recorder, RunFolder, step_of
 from mixcontrast.training.safety import Repeatable, StopAtNaN, WholeCheckpoints, where
@@ -39,7 +40,7 @@ DEFAULTS = {
 
 def fit_parser() -> LightningArgumentParser:
     """What the command and a recipe may say."""
-    parser = LightningArgumentParser(prog="mixcontrast fit", description=DESCRIPTION, exit_on_error=False)
+    parser = LightningArgumentParser(prog="mixcontrast fit", description=DESCRIPTION, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("-c", "--config", action="config", help="A recipe: a YAML file of the keys below.")
     parser.add_argument("--seed", type=int, default=0, help="Of weights, batches, augmentation and mixing.")
     parser.add_argument("--out", type=Path, help="The folder of the run. By default runs/ and the recipe's name.")
@@ -64,7 +65,7 @@ def fit_command(arguments: list[str]) -> None:
         SystemExit: status 2 and one line for what the user can mend.
     """
     parser = fit_parser()
-    config = one_line(parser, arguments)
+    config = parse(parser, arguments)
     plain = _plain(parser, config)
     if config.out is None:
         recipe = config.config[-1] if config.config else "fit"
@@ -73,12 +74,12 @@ def fit_command(arguments: list[str]) -> None:
     folder = RunFolder(config.out, plain)
     console = Console(quiet=rank_zero_only.rank != 0)
     if folder.finished:
-        console.print(f"{folder.path} is finished. Nothing to do; its results are in results.md.", highlight=False)
+        console.print(f"{folder.path} is finished. Nothing to do; its results are in results.md.", highlight=False, soft_wrap=True)
         return
     with warnings.catch_warnings():
         _quieten()
         lightning.seed_everything(config.seed, verbose=False)
-        ready = parser.instantiate_classes(config)
+        ready = parser.instantiate(config)
         _fit(folder, ready, console)
 
 
@@ -93,6 +94,7 @@ def _fit(folder: RunFolder, ready: Namespace, console: Console) -> None:
         Repeatable(seed),
         StopAtNaN(),
         Recorder(folder.config),
+        *([Bar()] if ready.trainer.enable_progress_bar is not False else []),
         *folder.checkpoints(monitor, ready.judge_every, ready.save_every),
     ]
     options = ready.trainer.as_dict()
@@ -105,7 +107,7 @@ def _fit(folder: RunFolder, ready: Namespace, console: Console) -> None:
     if trainer.is_global_zero:
         folder.begin(seed, trainer.strategy.root_device.type)
         how = f"goes on after step {step:,}" if begun else "begins"
-        console.print(f"{folder.path} {how}, on {trainer.strategy.root_device.type}", highlight=False)
+        console.print(f"{folder.path} {how}, on {trainer.strategy.root_device.type}", highlight=False, soft_wrap=True)
     start = time.perf_counter()
     try:
         trainer.fit(module, datamodule=data, ckpt_path=folder.last if begun else None, weights_only=True)
@@ -130,12 +132,12 @@ def _fit(folder: RunFolder, ready: Namespace, console: Console) -> None:
     }  # fmt: skip
     folder.finish(found, facts)
     console.print(found.to_markdown(), highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{chosen.name} judged on the test part; all is in {folder.path}/", highlight=False)
+    console.print(f"{chosen.name} judged on the test part; all is in {folder.path}/", highlight=False, soft_wrap=True)
 
 
 def _plain(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
     """The whole config as plain dictionaries, without the names of the files that it was read from."""
-    text = parser.dump(config, skip_none=False, skip_link_targets=False, format="yaml")
+    text = parser.dump(config, skip_unset=False, skip_link_targets=False, format="yaml")
     plain = yaml.safe_load(text)
     plain.pop("config", None)
     return plain
@@ -152,7 +154,7 @@ def _quieten() -> None:
         ".*to determine which device is supported.*",
         ".*exists and is not empty. Previous log files.*",
         "You're resuming from a checkpoint that ended before the epoch ended.*",
-        "You defined a `validation_step` but have no `val_dataloader`.*",
+        "You passed in a `val_dataloader` but have no `validation_step`.*",
     ):
         warnings.filterwarnings("ignore", message=message)
     for name in ("lightning.pytorch", "lightning.fabric"):

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
@@ -18,6 +19,15 @@ from mixcontrast.retrieval import RetrievalEvaluator
 def first_two(batch: Any) -> tuple[Any, Tensor]:
     """The inputs and labels of a batch that begins with them."""
     return batch[0], batch[1]
+
+
+class Bar(RichProgressBar):
+    """Lightning's bar, with what a run is watched by: loss, similarity of positives and negatives, the judge's first."""
+
+    def get_metrics(self, trainer, module) -> dict[str, Any]:
+        found = super().get_metrics(trainer, module)
+        found.pop("v_num", None)
+        return found
 
 
 def embed_loader(
