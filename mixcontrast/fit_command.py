@@ -17,8 +17,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from mixcontrast.fit_errors import parse
-from mixcontrast.training.callbacks import Bar
+from mixcontrast.training.callbacks import Bar, RetrievalCallback
 from mixcontrast.training.fitting import FitModule
+from mixcontrast.training.measures import Measures
 from mixcontrast.training.run import Recorder, RunFolder, step_of
 from mixcontrast.training.safety import Repeatable, StopAtNaN, WholeCheckpoints, where
 
@@ -89,8 +90,11 @@ def _fit(folder: RunFolder, ready: Namespace, console: Console) -> None:
     begun = folder.last.exists()
     step = step_of(folder.last) if begun else 0
     monitor = module.monitor(data)
+    judges = module.judges(data, ready.judge_every)
+    retrieval = next((judge for judge in judges if isinstance(judge, RetrievalCallback)), None)
     own: list[lightning.Callback] = [
-        *module.judges(data, ready.judge_every),
+        *judges,
+        Measures(retrieval),
         Repeatable(seed),
         StopAtNaN(),
         Recorder(folder.config),
@@ -115,7 +119,7 @@ def _fit(folder: RunFolder, ready: Namespace, console: Console) -> None:
         if trainer.fit_loop.total_batch_idx < 0:
             raise
         kept = f"the last good checkpoint is {folder.last}" if folder.last.exists() else "no checkpoint was written yet"
-        raise type(error)(f"At {where(trainer)}: {error} Nothing was changed by that step; {kept}.") from None
+        raise ValueError(f"At {where(trainer)}: {error} Nothing was changed by that step; {kept}.") from None
     if trainer.interrupted:
         raise SystemExit(f"mixcontrast: stopped. The same command goes on from {folder.last}.")
     if not trainer.is_global_zero:

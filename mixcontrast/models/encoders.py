@@ -189,7 +189,7 @@ def open_encoder(name: str, *, image_size: int | None = None) -> Encoder:
 
     Args:
         name: `timm:NAME` or `timm:NAME@WEIGHTS`; `open_clip:NAME/TAG`, `open_clip:NAME/FILE` or
-            `open_clip:local-dir:FOLDER`; `sentence-transformers:FOLDER_OR_NAME`; `checkpoint:FILE` of the demo;
+            `open_clip:local-dir:FOLDER`; `sentence-transformers:FOLDER_OR_NAME`; `checkpoint:FILE` of fit or the demo;
             `efficientnet-lite0`.
         image_size: pixels a side, where the encoder can take another than its own.
 
@@ -211,6 +211,10 @@ def open_encoder(name: str, *, image_size: int | None = None) -> Encoder:
     if kind == "sentence-transformers" and rest:
         return SentenceTransformersEncoder(rest)
     if kind == "checkpoint" and rest:
+        from mixcontrast.models.fitted import FittedEncoder, is_fitted
+
+        if is_fitted(Path(rest)):
+            return FittedEncoder(Path(rest), image_size)
         return EfficientNetLite0(Path(rest), image_size)
     if name == "efficientnet-lite0":
         return EfficientNetLite0(None, image_size)

@@ -88,6 +88,8 @@ class RetrievalCallback(lightning.Callback):
     Attributes:
         history: a row for each time: "epoch" (from 1), "step" and the metrics. It is in the checkpoint, so a resumed
             run continues it.
+        embeddings: (N, D) what was judged last.
+        judged_in: the epoch of that, from 0.
 
     Raises:
         ValueError: `every_n_epochs` below 1; when it runs, no or several validation loaders and no `queries`, a loader
@@ -112,6 +114,8 @@ class RetrievalCallback(lightning.Callback):
         self.evaluator, self.queries, self.gallery = evaluator, queries, gallery
         self.every_n_epochs, self.prefix, self.split = every_n_epochs, prefix, split
         self.history: list[dict[str, float]] = []
+        self.embeddings: Tensor | None = None
+        self.judged_in: int | None = None
 
     @property
     def state_key(self) -> str:
@@ -138,6 +142,7 @@ class RetrievalCallback(lightning.Callback):
         queries = self.queries if self.queries is not None else _only_loader(trainer.val_dataloaders)
         loaders = [loader for loader in (queries, self.gallery) if loader is not None]
         tables = [embed_shared(trainer, module, loader, self.split) for loader in loaders]
+        self.embeddings, self.judged_in = tables[0][0], trainer.current_epoch
         found: dict[str, float] | Exception | None = None
         if trainer.is_global_zero:
             try:

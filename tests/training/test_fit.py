@@ -63,7 +63,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(name, tmp_path, monkeypatch)
     file = recipe(name, tmp_path)
     fit("--config", file, "--out", tmp_path / "whole", "--save_every", 1)
     steps = saved(tmp_path / "whole")["global_step"]
-    assert steps >= 9
+    assert steps >= 6
     for batch in (2, 5, 8):  # in an epoch, before anything else is saved than its end, in another
         monkeypatch.setenv("KILL_AT", f"raise:{batch}")
         with pytest.raises(Killed):
@@ -123,9 +123,9 @@ def test_what_a_run_leaves(tmp_path, capsys):
 
 def test_another_recipe_in_the_same_folder_is_refused(tmp_path, capsys):
     file = recipe("metric learning", tmp_path)
-    fit("--config", file, "--out", tmp_path / "run", "--trainer.max_epochs=1")
+    fit("--config", file, "--out", tmp_path / "run", "--trainer.max_epochs=2")
     with pytest.raises(SystemExit) as raised:
-        fit("--config", file, "--out", tmp_path / "run", "--trainer.max_epochs=1", "--model.criterion.weight=0.2")
+        fit("--config", file, "--out", tmp_path / "run", "--trainer.max_epochs=2", "--model.criterion.weight=0.2")
     message = capsys.readouterr().err
     assert raised.value.code == 2 and message.count("\n") == 1
     assert "holds another run: its model.init_args.criterion.init_args.weight is 0.4. Got 0.2" in message
