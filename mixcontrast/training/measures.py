@@ -6,6 +6,7 @@ import lightning
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
 
 from mixcontrast.analysis import (
     alignment,
@@ -16,13 +17,13 @@ from mixcontrast.analysis import (
     utilization,
 )
 from mixcontrast.losses import Loss
-from mixcontrast.mixers import Metrix, Mixer, MoCHi
+from mixcontrast.mixers import DeepMetrix, Metrix, Mixer, MoCHi
 from mixcontrast.mixers.base import innermost
 from mixcontrast.pairs import unit
-from mixcontrast.training.callbacks import RetrievalCallback
-from mixcontrast.training.fitting import LABELS, VALUES, VIEWS, FitModule, at_a_log_step, called_with
+from mixcontrast.training.callbacks import RetrievalCallback, embed_shared
+from mixcontrast.training.fitting import VALUES, VIEWS, FitModule, at_a_log_step, called_with
 
-KEPT_ROWS = 4096  # training embeddings that utilization is measured against
+TRAINING_ROWS = 2048  # of the training part, drawn once, that utilization is measured against
 
 
 class Measures(lightning.Callback):
@@ -33,7 +34,7 @@ class Measures(lightning.Callback):
     - values: the rank correlation of similarity with nearness of values;
     - two towers: the modality gap;
     - Metrix, each time that retrieval is judged: utilization, the squared distance of validation embeddings to the
-      nearest training embedding, and to the nearest of these and as many mixtures of them.
+      nearest of 2,048 training embeddings, and to the nearest of these and of as many mixtures of them.
 
     Looking changes no training: random state and queue stay as they are.
 
@@ -43,7 +44,6 @@ class Measures(lightning.Callback):
 
     def __init__(self, judge: RetrievalCallback | None) -> None:
         self.judge = judge
-        self._kept: list[tuple[Tensor, Tensor]] = []
         self._handle: torch.utils.hooks.RemovableHandle | None = None
 
     def on_train_start(self, trainer, module: FitModule) -> None:
@@ -59,31 +59,27 @@ class Measures(lightning.Callback):
     def _look(self, trainer, module, criterion: Loss | Mixer, inputs: tuple[Tensor, ...]) -> None:
         if not criterion.training:
             return
-        kind = called_with(criterion)
-        if kind == LABELS and self.judge is not None and find(criterion, Metrix) is not None:
-            self._kept.append((inputs[0].detach().float(), inputs[1]))
-            while sum(len(rows) for rows, _ in self._kept[1:]) >= KEPT_ROWS:
-                del self._kept[0]
         if not at_a_log_step(trainer):
             return
         with torch.no_grad(), isolate_rng():
             found = measures_of(criterion, tuple(x.detach() if isinstance(x, Tensor) else x for x in inputs))
         module.log_dict(found)
 
-    def on_train_epoch_end(self, trainer, module) -> None:
-        if self.judge is None or not self._kept or self.judge.judged_in != trainer.current_epoch:
+    def on_train_epoch_end(self, trainer, module: FitModule) -> None:
+        mixes = isinstance(module.criterion, DeepMetrix) or find(module.criterion, Metrix) is not None
+        if not mixes or self.judge is None or self.judge.judged_in != trainer.current_epoch:
             return
-        if not trainer.is_global_zero:
-            return
-        queries = unit(self.judge.embeddings)
-        rows = unit(torch.cat([rows for rows, _ in self._kept])).cpu()
-        labels = torch.cat([labels for _, labels in self._kept]).cpu()
-        generator = torch.Generator().manual_seed(trainer.current_epoch)
+        loader = trainer.datamodule.probe_dataloader()
+        some = torch.randperm(len(loader.dataset), generator=torch.Generator().manual_seed(0))[:TRAINING_ROWS]
+        part = DataLoader(Subset(loader.dataset, some.tolist()), loader.batch_size, num_workers=loader.num_workers)
+        rows, labels = embed_shared(trainer, module, part)
+        rows, queries = unit(rows), unit(self.judge.embeddings)
+        generator = torch.Generator().manual_seed(0)
         other = torch.randperm(len(rows), generator=generator)
         share = torch.rand(len(rows), 1, generator=generator)
         mixed = unit(share * rows + (1 - share) * rows[other])[labels != labels[other]]
-        module.log("utilization", float(utilization(queries, rows)), rank_zero_only=True)
-        module.log("utilization mixed", float(utilization(queries, torch.cat([rows, mixed]))), rank_zero_only=True)
+        module.log("utilization", utilization(queries, rows))
+        module.log("utilization mixed", utilization(queries, torch.cat([rows, mixed])))
 
 
 @torch.no_grad()

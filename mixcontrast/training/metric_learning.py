@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning
 from torch import Tensor, nn
 
 from mixcontrast.distributed import Gathered
+from mixcontrast.mixers import DeepMetrix
 from mixcontrast.retrieval import Evaluation, RetrievalEvaluator
 from mixcontrast.training.callbacks import RetrievalCallback
 from mixcontrast.training.fitting import (
@@ -35,8 +38,8 @@ class MetricLearning(FitModule):
 
     Args:
         encoder: inputs to (B, D) embeddings.
-        criterion: a loss or mixer called with (embeddings, labels). Its own parameters (proxies) are trained too.
-            Under several processes it reads the batch of all.
+        criterion: a loss or mixer called with (embeddings, labels), or DeepMetrix. Its own parameters (proxies) are
+            trained too. Under several processes it reads the batch of all.
         optimizer: a class of torch.optim and its arguments; biases and norms do not decay.
         proxy_factor: the proxies' learning rate is so many times that of the encoder.
         warmup_epochs: the learning rate rises linearly over so many epochs.
@@ -62,10 +65,11 @@ class MetricLearning(FitModule):
         head_only_epochs: int = 0,
     ) -> None:
         super().__init__()
-        check_criterion("MetricLearning", criterion, [LABELS])
+        check_criterion("MetricLearning", criterion.loss if isinstance(criterion, DeepMetrix) else criterion, [LABELS])
         check_head(encoder, head_only_epochs)
         self.encoder, self.criterion = encoder, criterion
-        self._of_all_ranks = (Gathered(criterion),)  # no part of this module: names in a checkpoint stay
+        self._of_all_ranks = () if isinstance(criterion, DeepMetrix) else (Gathered(criterion),)
+        # a tuple is no part of this module, so names in a checkpoint stay as they are
         self.optimizer, self.proxy_factor = optimizer, proxy_factor
         self.warmup_epochs, self.cosine, self.head_only_epochs = warmup_epochs, cosine, head_only_epochs
 
@@ -74,13 +78,25 @@ class MetricLearning(FitModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         inputs, labels = batch
-        embeddings = self.encoder(inputs)
-        loss = self._of_all_ranks[0](embeddings, labels)
+        if isinstance(self.criterion, DeepMetrix):
+            with _seen(self.encoder) as outputs:
+                loss = self.criterion(self.encoder, inputs, labels)
+            embeddings = outputs[0][: len(labels)]  # mixtures are behind
+        else:
+            embeddings = self.encoder(inputs)
+            loss = self._of_all_ranks[0](embeddings, labels)
         self.log("loss", loss, prog_bar=True)
         if at_a_log_step(self.trainer):
             alike = labels[:, None] == labels[None, :]
             self.log_dict(mean_similarities(embeddings.detach(), alike), prog_bar=True)
         return loss
+
+    def on_fit_start(self) -> None:
+        if isinstance(self.criterion, DeepMetrix) and self.trainer.world_size > 1:
+            raise ValueError(
+                f"DeepMetrix mixes the batch of one process. Got {self.trainer.world_size}; take Metrix, or "
+                "trainer.devices: 1."
+            )
 
     def on_after_backward(self) -> None:
         if self.current_epoch < self.head_only_epochs:
@@ -100,3 +116,14 @@ class MetricLearning(FitModule):
 
     def judge_test(self, data: lightning.LightningDataModule) -> Evaluation:
         return judge_retrieval(self, data)
+
+
+@contextmanager
+def _seen(encoder: nn.Module) -> Iterator[list[Tensor]]:
+    """What an encoder gives while it is looked at."""
+    outputs: list[Tensor] = []
+    handle = encoder.register_forward_hook(lambda module, inputs, output: outputs.append(output.detach()))
+    try:
+        yield outputs
+    finally:
+        handle.remove()

@@ -90,7 +90,8 @@ class RunFolder:
                 rows += csv.DictReader(opened)
         if not rows:
             return
-        names = list(dict.fromkeys(["epoch", "step", *(name for row in rows for name in row)]))
+        first = ["epoch", "step", "loss"]
+        names = first + sorted({name for row in rows for name in row} - set(first))
 
         def write(temporary: Path) -> None:
             with open(temporary, "w", newline="", encoding="utf-8") as opened:
