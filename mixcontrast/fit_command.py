@@ -87,6 +87,9 @@ def fit_command(arguments: list[str]) -> None:
 def _fit(folder: RunFolder, ready: Namespace, console: Console) -> None:
     """Trains, then judges the best checkpoint."""
     module, data, seed = ready.model, ready.data, ready.seed
+    for part, loader in (("test", data.test_dataloader()), ("validation", data.val_dataloader())):
+        if not loader:
+            raise ValueError(f"A run is judged. Got no {part} part; set a {part}_share above 0.")
     begun = folder.last.exists()
     step = step_of(folder.last) if begun else 0
     monitor = module.monitor(data)

@@ -8,14 +8,27 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import lightning
 import pytest
 import torch
 import yaml
 
+from mixcontrast import InfoNCE, KeyQueue, MultiSimilarityLoss, SupConLoss, SupReMix
 from mixcontrast.cli import main
+from mixcontrast.data import ClassData
 from mixcontrast.retrieval import Evaluation, compare
-from tests.fitting import RECIPES, Killed, recipe
+from mixcontrast.training import MetricLearning, Regression, SelfSupervised
+from mixcontrast.training.safety import LossIsNoNumber, StopAtNaN, rows_of_batch
+from tests.fitting import RECIPES, Killed, Plain, Vectors, of, recipe
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
+    pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader`"),
+    pytest.mark.filterwarnings("ignore:.*to determine which device is supported"),
+]
 
 ROOT = Path(__file__).parents[2]
 
@@ -129,3 +142,127 @@ def test_another_recipe_in_the_same_folder_is_refused(tmp_path, capsys):
     message = capsys.readouterr().err
     assert raised.value.code == 2 and message.count("\n") == 1
     assert "holds another run: its model.init_args.criterion.init_args.weight is 0.4. Got 0.2" in message
+
+
+def refused(capsys, *arguments: object) -> str:
+    """The one line of an error of the user's."""
+    with pytest.raises(SystemExit) as raised:
+        fit(*arguments)
+    message = capsys.readouterr().err
+    assert raised.value.code == 2 and message.count("\n") == 1 and message.startswith("mixcontrast: ")
+    return message
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, capsys):
+    poisoned = [of("tests.fitting.Poison", step=6)]
+    file = recipe(
+        "metric learning", tmp_path, trainer__callbacks=poisoned, model__init_args__encoder=of("tests.fitting.Plain")
+    )  # fmt: skip
+    config = yaml.safe_load(file.read_text())
+    config["model"]["init_args"] |= {"head_only_epochs": 0, "criterion": of("mixcontrast.MultiSimilarityLoss")}
+    file.write_text(yaml.safe_dump(config))
+    message = refused(capsys, "--config", file, "--out", tmp_path / "run", "--save_every", 1)
+    assert "At step 6 (epoch 2, batch 2, rows " in message and "of the training part" in message
+    assert "must be finite" in message and f"the last good checkpoint is {tmp_path / 'run' / 'last.ckpt'}" in message
+    kept = saved(tmp_path / "run")
+    assert kept["global_step"] == 5 and all(bool(x.isfinite().all()) for x in kept["state_dict"].values())
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_the_rows_that_are_named_are_those_of_the_batch(tmp_path):
+    data = ClassData(Vectors(), classes_per_batch=2, per_class=3, seed=5)
+    seen = []
+
+    class Look(lightning.Callback):
+        def on_train_batch_start(self, trainer, module, batch, index):
+            rows = rows_of_batch(trainer, index)
+            seen.append(torch.equal(batch[1], torch.from_numpy(data.train_examples.labels[rows])))
+            assert torch.equal(batch[0], torch.stack([data.train_examples[row] for row in rows]))
+
+    module = MetricLearning(Plain(), MultiSimilarityLoss(), cosine=False)
+    trainer = lightning.Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[Look()], default_root_dir=tmp_path, limit_val_batches=0,
+        use_distributed_sampler=False,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data)
+    assert seen == [True] * 8
+
+
+def test_an_infinite_loss_is_seen_before_the_step():
+    trainer = SimpleNamespace(world_size=1)
+    with pytest.raises(LossIsNoNumber, match="The loss must be finite. Got inf"):
+        StopAtNaN().on_before_backward(trainer, None, torch.tensor(torch.inf))
+    StopAtNaN().on_before_backward(trainer, None, torch.tensor(1.0))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--trainer.max_epoch=3"], "There is no --trainer.max_epoch. Did you mean trainer.max_epochs?"),
+        (["--modle.x=3"], "There is no --modle.x. Did you mean model?"),
+        (["--trainer.max_epochs=many"], "trainer.max_epochs must be a whole number. Got many."),
+        (["--seed=x"], "seed must be a whole number. Got x."),
+        (["--model.criterion.wieght=3"], "model.criterion: mixcontrast.Metrix has no wieght. Did you mean weight?"),
+        (["--model.criterion.loss.num_clases=3"], "mixcontrast.ProxyAnchorLoss has no num_clases. Did you mean num_classes?"),
+        (["--model.criterion.weight=abc"], "model.criterion.weight must be a number. Got abc."),
+        (["--model.optimizer.lrr=3"], "model.optimizer: torch.optim.AdamW has no lrr. Did you mean lr?"),
+        (["--model.criterion=mixcontrast.Metrixx"], "there is no mixcontrast.Metrixx. Did you mean Metrix"),
+        (["--model.criterion=mixcontrst.Metrix"], "there is no module mixcontrst. Did you mean mixcontrast?"),
+        (["--model.criterion.loss=mixcontrast.KeyQueue"], "must be a Loss or Mixer. Got mixcontrast.KeyQueue"),
+        (["--model.encoder=mixcontrast.models.FeatureHed"], "there is no mixcontrast.models.FeatureHed. Did you mean FeatureHead"),
+        (["--model=mixcontrast.training.MetricLerning"], "Did you mean MetricLearning?"),
+        (["--data=mixcontrast.data.ClassDat"], "there is no mixcontrast.data.ClassDat. Did you mean ClassData"),
+        (["--data.clases_per_batch=3"], "mixcontrast.data.ClassData has no clases_per_batch. Did you mean classes_per_batch?"),
+        (["--data.examples=mixcontrast.data.ImageFolder", "--data.examples.root=nowhere"], "nowhere"),
+        (["--model.encoder=mixcontrast.models.TimmNetwork", "--model.encoder.name=resnet5"],
+         "timm has no network 'resnet5'. Did you mean"),
+        (["--model.encoder=mixcontrast.models.FeatureHead"], "mixcontrast.models.FeatureHead needs num_features"),
+        (["--model.criterion=mixcontrast.InfoNCE"],
+         "MetricLearning calls its criterion with (embeddings, labels). Got InfoNCE, which is called with (query, key)"),
+        (["--model.criterion=torch.nn.CrossEntropyLoss"], "needs a mixcontrast loss or mixer. Got CrossEntropyLoss"),
+        (["--model.criterion.loss=mixcontrast.TripletLoss"], "TripletLoss reads only targets of 0 and 1"),
+        (["--model.criterion.loss.num_classes=9"], "Got 9 proxies for 8 classes; set num_classes: 8."),
+        (["--model.head_only_epochs=1", "--model.encoder=tests.fitting.Plain"], "needs an encoder whose part `head`"),
+        (["--model.warmup_epochs=7"], "A warm-up must be shorter than the run"),
+        (["--data.classes_per_batch=9"], "A batch of 9 classes needs as many. Got 8"),
+        (["--data.test_share=0"], "test part"),
+        (["--judge_every=0"], "at least 1. Got 0"),
+    ],
+)  # fmt: skip
+def test_what_a_user_can_mend_is_one_line(arguments, message, tmp_path, capsys):
+    file = recipe("metric learning", tmp_path)
+    assert message in refused(capsys, "--config", file, "--out", tmp_path / "run", *arguments)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (None, "There is no file"),
+        ("a: [1,\n b", "cannot be read"),
+        ("trainr: {max_epochs: 3}", "There is no key trainr. Did you mean trainer?"),
+        ("trainer: {max_epoch: 3}", "trainer has no max_epoch. Did you mean max_epochs?"),
+        ("seed: 3", "A recipe needs data and model."),
+        ("", "cannot be read"),
+    ],
+)
+def test_a_recipe_that_is_none_is_one_line(text, message, tmp_path, capsys):
+    file = tmp_path / "recipe.yaml"
+    if text is not None:
+        file.write_text(text)
+    assert message in refused(capsys, "--config", file, "--out", tmp_path / "run")
+
+
+def test_modules_refuse_what_does_not_fit():
+    queue = InfoNCE(queue=KeyQueue(8, 8))
+    for make, message in [
+        (lambda: SelfSupervised(Plain(), queue), "Got a queue and no momentum"),
+        (lambda: SelfSupervised(Plain(), queue, momentum=1.0), r"`momentum` must lie in \[0, 1\)"),
+        (lambda: SelfSupervised(Plain(), MultiSimilarityLoss()), r"\(query, key\). Got MultiSimilarityLoss"),
+        (lambda: Regression(Plain(), SupConLoss()), "A class loss needs bins"),
+        (lambda: Regression(Plain(), SupReMix(SupConLoss()), bins=4), "no other loss has them"),
+        (lambda: Regression(Plain(), InfoNCE()), "called with .query, key."),
+    ]:
+        with pytest.raises((ValueError, TypeError), match=message) as raised:
+            make()
+        assert "\n" not in str(raised.value)
