@@ -61,9 +61,13 @@ class Loss(nn.Module, ABC):
         losses = [self.reduce(pairs) for pairs in tables]
         return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
+    def answer(self, loss: Tensor, *inputs: Tensor) -> Tensor | dict[str, Tensor]:
+        """What a call with `inputs` returns: the loss, or, where they ask for it, a dictionary of it."""
+        return loss
+
     def forward(self, *inputs: Tensor) -> Tensor:
         """The mean over the tables of a batch; arguments are those of `tables`."""
-        return self.reduce_tables(self.tables(*inputs))
+        return self.answer(self.reduce_tables(self.tables(*inputs)), *inputs)
 
 
 def positive_number(**numbers: float) -> None:

@@ -289,7 +289,7 @@ def geodesic(mixer, inputs, draw, *, siglip: bool) -> Tensor:
         s = m(image, image[turned], draw.vl) @ m(text, text[turned], draw.vl).T
         terms.append(("vl", s, s.T, two(draw.vl)))
     decay = mixer.epoch + 1 if mixer.decay_with_epoch else 1
-    both = [0] if siglip else [0, 1]
+    both = [0, 1]
     total = sum(loss((image @ text.T, text @ image.T)[d], one, None) for d in both)
     for name, *tables, target in terms:
         term = mixer.terms[name]
