@@ -102,6 +102,8 @@ class Pairs:
         """This table with each block that has a temperature of its own so that `scale` multiplies it like the rest."""
         if all(block.temperature is None for block in self.blocks):
             return self
+        if isinstance(scale, Tensor):
+            scale = scale.to(self.blocks[0].similarity.dtype)
         blocks = tuple(
             block
             if block.temperature is None

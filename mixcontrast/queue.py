@@ -171,9 +171,12 @@ class KeyQueue(nn.Module):
         self._open_tables.add(number)
         similarity.grad_fn.register_hook(lambda *_: self._open_tables.discard(number))  # after it has read the keys
 
+    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
+        self._take_in()  # before the buffers are read: what waited may go into a new one
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
     def get_extra_state(self) -> Tensor:
-        """Pointer and fill, for the state dict, whose buffers then hold the keys that waited."""
-        self._take_in()
+        """Pointer and fill, for the state dict, whose buffers hold the keys that waited."""
         return torch.tensor([self.pointer, self.fill])
 
     def set_extra_state(self, state: Tensor) -> None:
