@@ -286,31 +286,31 @@ def test_labels_pass_through_gathered_and_mixers():
 
 # ---- bad input
 
-I, T = torch.nn.functional.normalize(torch.randn(2, SIZE, WIDTH, generator=torch.Generator().manual_seed(0)), dim=-1)
+IMAGE, TEXT = F.normalize(torch.randn(2, SIZE, WIDTH, generator=torch.Generator().manual_seed(0)), dim=-1)
 ONE = KeyQueue(4, WIDTH)
 REFUSED = {
-    "float labels": (lambda: ClipLoss()(I, T, 1.0, labels=GROUPS.float()), TypeError, "torch.float32 (6,)", "number"),
-    "list": (lambda: SigLipLoss()(I, T, 1.0, labels=[1, 2]), TypeError, "Got list", "number"),
-    "bools": (lambda: ClipLoss()(I, T, 1.0, labels=GROUPS > 1), TypeError, "torch.bool", "number"),
-    "too few": (lambda: ClipLoss()(I, T, 1.0, labels=GROUPS[:4]), ValueError, "labels (4,)", "one a pair"),
-    "three": (lambda: ClipLoss()(I, T, 1.0, labels=torch.ones(6, 3).long()), ValueError, "(6, 3)", "(pairs, 2)"),
-    "all one": (lambda: ClipLoss()(I, T, 1.0, labels=GROUPS * 0), ValueError, "6 pairs", "several captions"),
-    "geodesic all one": (lambda: GeodesicMixup(ClipLoss())(I, T, 1.0, labels=GROUPS * 0), ValueError, "6 pairs",
+    "float labels": (lambda: ClipLoss()(IMAGE, TEXT, 1.0, labels=GROUPS.float()), TypeError, "torch.float32 (6,)", "number"),
+    "list": (lambda: SigLipLoss()(IMAGE, TEXT, 1.0, labels=[1, 2]), TypeError, "Got list", "number"),
+    "bools": (lambda: ClipLoss()(IMAGE, TEXT, 1.0, labels=GROUPS > 1), TypeError, "torch.bool", "number"),
+    "too few": (lambda: ClipLoss()(IMAGE, TEXT, 1.0, labels=GROUPS[:4]), ValueError, "labels (4,)", "one a pair"),
+    "three": (lambda: ClipLoss()(IMAGE, TEXT, 1.0, labels=torch.ones(6, 3).long()), ValueError, "(6, 3)", "(pairs, 2)"),
+    "all one": (lambda: ClipLoss()(IMAGE, TEXT, 1.0, labels=GROUPS * 0), ValueError, "6 pairs", "several captions"),
+    "geodesic all one": (lambda: GeodesicMixup(ClipLoss())(IMAGE, TEXT, 1.0, labels=GROUPS * 0), ValueError, "6 pairs",
                          "several captions"),
     "one queue": (lambda: ClipLoss(image_queue=ONE, text_queue=ONE), ValueError, "one KeyQueue", "make two"),
     "temperature": (lambda: SigLipLoss(same_modality_temperature=0.0), ValueError, "=0.0", "defaults"),
     "queue width": (lambda: _warm(ClipLoss(text_queue=KeyQueue(4, 3))), ValueError, "(6, 5)", "KeyQueue(4, 5)"),
     "queue wants labels": (lambda: _warm(ClipLoss(text_queue=KeyQueue(4, 5, labels=True))), ValueError,
                            "no labels, and a queue with", "labels=False"),
-    "queue of captions": (lambda: ClipLoss(text_queue=KeyQueue(4, 5, labels=True))(I, T, 1.0, labels=CAPTIONS),
+    "queue of captions": (lambda: ClipLoss(text_queue=KeyQueue(4, 5, labels=True))(IMAGE, TEXT, 1.0, labels=CAPTIONS),
                           ValueError, "(6, 2)", "queues without labels"),
     "mixer's queue": (lambda: MoCHi(ClipLoss(), queue=ONE), TypeError, "one for MoCHi", "text_queue"),
     "synco's queue": (lambda: SynCo(CyClipLoss(SigLipLoss()), queue=ONE), TypeError, "one for SynCo", "image_queue"),
     "two queues": (lambda: SynCo(MoCHi(InfoNCE(), queue=ONE), queue=KeyQueue(4, 5)), TypeError, "one for MoCHi",
                    "SynCo alone"),
-    "no own tower": (lambda: MoCHi(ClipLoss(), same_modality=True)(I, T, 1.0), ValueError, "a table without",
+    "no own tower": (lambda: MoCHi(ClipLoss(), same_modality=True)(IMAGE, TEXT, 1.0), ValueError, "a table without",
                      "ClipLoss(same_modality=True)"),
-    "one tower": (lambda: SynCo(SupConLoss(), same_modality=True)(I, GROUPS), ValueError, "a table without",
+    "one tower": (lambda: SynCo(SupConLoss(), same_modality=True)(IMAGE, GROUPS), ValueError, "a table without",
                   "same_modality"),
     "synco numbers": (lambda: SynCo(SupConLoss(), num_pairs=-1), ValueError, "-1", "1024"),
     "synco none": (lambda: SynCo(SupConLoss(), num_hardest=0), ValueError, "num_hardest=0", "1024"),
@@ -328,8 +328,8 @@ REFUSED = {
 
 
 def _warm(loss):
-    loss(I, T, 1.0)
-    return loss(I, T, 1.0)
+    loss(IMAGE, TEXT, 1.0)
+    return loss(IMAGE, TEXT, 1.0)
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -201,7 +201,8 @@ def test_permuting_anchors_permutes_rows(case: Case, interpolation: str) -> None
 @pytest.mark.parametrize(
     "case",
     [c for c in CASES if c.name in ("mochi-labels", "mochi-queue", "synco-labels", "synco-queue",
-                                    "mochi-siglip-own-captions", "synco-clip-labels", "metrix-drawn", "metrix-all-kinds",
+                                    "mochi-siglip-own-captions", "synco-clip-labels", "metrix-drawn",
+                                    "metrix-all-kinds",
                                     "metrix-proxy-nca-drawn", "metrix-proxy-anchor", "supremix", "m3-clip",
                                     "m3-siglip")],
     ids=lambda case: case.name,
@@ -359,7 +360,8 @@ def test_half_inputs_are_read_as_float32(name: str) -> None:
 
 
 COMPILED = {  # whether detached, and a case of it
-    (True, "mochi-queue"), (False, "mochi-labels"), (True, "synco-queue"), (False, "synco-clip-own-seen"), (True, "metrix-all-kinds"), (False, "metrix-proxy-nca-drawn"),
+    (True, "mochi-queue"), (False, "mochi-labels"), (True, "synco-queue"),
+    (False, "synco-clip-own-seen"), (True, "metrix-all-kinds"), (False, "metrix-proxy-nca-drawn"),
     (True, "supremix"), (False, "m3-clip"),
 }  # fmt: skip
 
