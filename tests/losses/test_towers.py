@@ -289,7 +289,8 @@ def test_labels_pass_through_gathered_and_mixers():
 IMAGE, TEXT = F.normalize(torch.randn(2, SIZE, WIDTH, generator=torch.Generator().manual_seed(0)), dim=-1)
 ONE = KeyQueue(4, WIDTH)
 REFUSED = {
-    "float labels": (lambda: ClipLoss()(IMAGE, TEXT, 1.0, labels=GROUPS.float()), TypeError, "torch.float32 (6,)", "number"),
+    "float labels": (lambda: ClipLoss()(IMAGE, TEXT, 1.0, labels=GROUPS.float()), TypeError, "torch.float32 (6,)",
+                     "number"),
     "list": (lambda: SigLipLoss()(IMAGE, TEXT, 1.0, labels=[1, 2]), TypeError, "Got list", "number"),
     "bools": (lambda: ClipLoss()(IMAGE, TEXT, 1.0, labels=GROUPS > 1), TypeError, "torch.bool", "number"),
     "too few": (lambda: ClipLoss()(IMAGE, TEXT, 1.0, labels=GROUPS[:4]), ValueError, "labels (4,)", "one a pair"),
