@@ -28,7 +28,7 @@ class CyClipLoss(Loss):
 
     Cost: two more products of the batch with itself.
 
-    Source: Goel et al., NeurIPS 2022, arXiv 2205.14459, equations 2 to 4; weights 0.25 as there.
+    Source: Goel et al., NeurIPS 2022, arXiv 2205.14459; weights 0.25 as there.
 
     >>> from mixcontrast.losses.clip import ClipLoss
     >>> image, text = torch.nn.functional.normalize(torch.randn(2, 8, 4), dim=-1)

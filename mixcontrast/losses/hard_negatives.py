@@ -36,8 +36,8 @@ class HardNegativeLoss(Loss):
         TypeError: a loss without a sum over negatives to reweight.
         ValueError: numbers out of range.
 
-    Source: Robinson et al., ICLR 2021, arXiv 2010.04592, equations 3 and 4; tau_plus: Chuang et al., NeurIPS 2020,
-    arXiv 2007.00224, equation 8. As in the authors' code, gradient flows through the weights too.
+    Source: Robinson et al., ICLR 2021, arXiv 2010.04592; tau_plus: Chuang et al., NeurIPS 2020, arXiv 2007.00224. As
+    in the authors' code, gradient flows through the weights too.
 
     >>> criterion = HardNegativeLoss(InfoNCE(temperature=0.5), beta=1.0, tau_plus=0.1)
     >>> loss = criterion(torch.randn(8, 4), torch.randn(8, 4))
