@@ -65,8 +65,13 @@ class Loss(nn.Module, ABC):
         """What a call with `inputs` returns: the loss, or, where they ask for it, a dictionary of it."""
         return loss
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """The mean over the tables of a batch; arguments are those of `tables`."""
+    def in_place(self, *inputs: Tensor, labels: Tensor | None = None) -> tuple[Tensor, ...]:
+        """The inputs of a call with the labels, which may be given by name, in their place."""
+        return inputs if labels is None else (*inputs, labels)
+
+    def forward(self, *inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The mean over the tables of a batch; arguments are those of `tables`, `labels` by place or by name."""
+        inputs = self.in_place(*inputs, labels=labels)
         return self.answer(self.reduce_tables(self.tables(*inputs)), *inputs)
 
 

@@ -98,6 +98,9 @@ class ClipLoss(Loss):
             return None
         return cross_entropy_both_ways(similarity, scale_of(tables[0]), mixtures)
 
+    def in_place(self, *inputs: Tensor | float | None, labels: Tensor | None = None) -> tuple:
+        return _in_place(inputs, labels)
+
     def answer(
         self,
         loss: Tensor,
@@ -172,6 +175,9 @@ class SigLipLoss(Loss):
     def reduce_tables(self, tables: Sequence[Pairs]) -> Tensor:
         return super().reduce_tables(tables[:1] if _one_table(tables) else tables)
 
+    def in_place(self, *inputs: Tensor | float | None, labels: Tensor | None = None) -> tuple:
+        return _in_place(inputs, labels)
+
     def answer(
         self,
         loss: Tensor,
@@ -208,6 +214,11 @@ def scale_of(pairs: Pairs) -> Tensor | float:
             "call criterion(image_features, text_features, model.logit_scale.exp())."
         )
     return pairs.logit_scale
+
+
+def _in_place(inputs: tuple, labels: Tensor | None) -> tuple:
+    """Labels follow three inputs, a bias and whether to answer by a dictionary."""
+    return inputs if labels is None else (*inputs, *(None, False)[len(inputs) - 3 :], labels)
 
 
 def _check_columns(image_queue: KeyQueue | None, text_queue: KeyQueue | None, temperature: float | None) -> None:

@@ -30,7 +30,7 @@ class CyClipLoss(Loss):
 
     Source: Goel et al., NeurIPS 2022, arXiv 2205.14459; weights 0.25 as there.
 
-    >>> from mixcontrast.losses.clip import ClipLoss
+    >>> import torch
     >>> image, text = torch.nn.functional.normalize(torch.randn(2, 8, 4), dim=-1)
     >>> loss = CyClipLoss(ClipLoss())(image, text, 10.0)
     """
@@ -58,6 +58,9 @@ class CyClipLoss(Loss):
     def rows(self, pairs: Pairs) -> Tensor:
         """Those of the wrapped loss: consistency is a matter of the whole batch, not of a row."""
         return self.loss.rows(pairs)
+
+    def in_place(self, *inputs: Tensor, labels: Tensor | None = None) -> tuple[Tensor, ...]:
+        return self.loss.in_place(*inputs, labels=labels)
 
     def answer(self, loss: Tensor, *inputs: Tensor) -> Tensor | dict[str, Tensor]:
         return self.loss.answer(loss, *inputs)

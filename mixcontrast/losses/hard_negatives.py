@@ -61,6 +61,9 @@ class HardNegativeLoss(Loss):
     def tables(self, *inputs: Tensor) -> tuple[Pairs, ...]:
         return self.loss.tables(*inputs)
 
+    def in_place(self, *inputs: Tensor, labels: Tensor | None = None) -> tuple[Tensor, ...]:
+        return self.loss.in_place(*inputs, labels=labels)
+
     def answer(self, loss: Tensor, *inputs: Tensor) -> Tensor | dict[str, Tensor]:
         return self.loss.answer(loss, *inputs)
 

@@ -53,9 +53,11 @@ class Mixer(nn.Module, ABC):
         """
         return self.loss.reduce_tables([self.mix(pairs, self.draw(pairs)) for pairs in tables])
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """The mean over the tables of a batch; arguments are those of the wrapped loss."""
-        return innermost(self.loss).answer(self.reduce_tables(self.tables(*inputs)), *inputs)
+    def forward(self, *inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The mean over the tables of a batch; arguments are those of the wrapped loss, `labels` by name too."""
+        loss = innermost(self.loss)
+        inputs = loss.in_place(*inputs, labels=labels)
+        return loss.answer(self.reduce_tables(self.tables(*inputs)), *inputs)
 
 
 def innermost(criterion: Loss | Mixer) -> Loss:

@@ -280,6 +280,16 @@ def test_consistency_is_added_once_to_a_mixed_loss():
 def test_labels_pass_through_gathered_and_mixers():
     image, text = towers()
     wanted = ClipLoss()(image, text, 7.0, labels=GROUPS)
+    for criterion in (MoCHi(ClipLoss(), warmup_steps=9, **FEW), HardNegativeLoss(ClipLoss(), beta=0, tau_plus=0),
+                      SynCo(CyClipLoss(ClipLoss(), in_modal=0, cross_modal=1e-9), warmup_steps=9, **SIX)):  # fmt: skip
+        by_place = criterion(image, text, 7.0, None, False, GROUPS)
+        if not isinstance(criterion, HardNegativeLoss):  # which leaves other positives out of its denominator
+            torch.testing.assert_close(by_place, wanted)
+        for before in ((), (None,), (None, False)):
+            torch.testing.assert_close(criterion(image, text, 7.0, *before, labels=GROUPS), by_place)
+    one, classes = torch.randn(6, 4), torch.tensor([0, 0, 1, 1, 2, 2])
+    for criterion in (SupConLoss(), MoCHi(SupConLoss(), warmup_steps=9, **FEW)):
+        assert torch.equal(criterion(one, labels=classes), SupConLoss()(one, classes))
     for criterion in (Gathered(ClipLoss()), MoCHi(ClipLoss(), warmup_steps=1, **FEW)):
         torch.testing.assert_close(criterion(image, text, 7.0, None, False, GROUPS), wanted)
 
