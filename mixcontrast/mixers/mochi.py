@@ -67,6 +67,7 @@ class MoCHi(Mixer):
 
     Source: Kalantidis et al., NeurIPS 2020, arXiv 2010.01028.
 
+    >>> from mixcontrast import InfoNCE
     >>> criterion = MoCHi(InfoNCE(temperature=0.2), num_hardest=4, num_pair_mixes=8, num_anchor_mixes=2)
     >>> pairs, = criterion.tables(torch.randn(16, 8), torch.randn(16, 8))
     >>> pairs.shape, criterion.mix(pairs, criterion.draw(pairs)).shape

@@ -361,7 +361,7 @@ def test_half_inputs_are_read_as_float32(name: str) -> None:
 
 COMPILED = {  # whether detached, and a case of it
     (True, "mochi-queue"), (False, "mochi-labels"), (True, "synco-queue"),
-    (False, "synco-clip-own-seen"), (True, "metrix-all-kinds"), (False, "metrix-proxy-nca-drawn"),
+    (False, "synco-clip-labels"), (True, "metrix-all-kinds"), (False, "metrix-proxy-nca-drawn"),
     (True, "supremix"), (False, "m3-clip"),
 }  # fmt: skip
 
