@@ -19,7 +19,7 @@ from mixcontrast.losses import (
     SupConLoss,
     TripletLoss,
 )
-from mixcontrast.mixers import GeodesicMixup, Metrix, Mixer, MixTerm, MoCHi, SupReMix, SynCo
+from mixcontrast.mixers import DeepMetrix, GeodesicMixup, Metrix, Mixer, MixTerm, MoCHi, SupReMix, SynCo
 from mixcontrast.mixing import Geodesic, Linear
 from mixcontrast.pairs import Block, Pairs
 from mixcontrast.queue import KeyQueue
@@ -32,6 +32,7 @@ __all__ = [
     "ClipLoss",
     "ContrastiveLoss",
     "CyClipLoss",
+    "DeepMetrix",
     "Gathered",
     "Geodesic",
     "GeodesicMixup",
