@@ -14,6 +14,7 @@ import torch
 import yaml
 from jsonargparse import DefaultHelpFormatter, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
@@ -126,7 +127,10 @@ def _fit(folder: RunFolder, ready: Namespace, console: Console) -> None:
     options["default_root_dir"] = folder.path
     if options["logger"] is None:
         options["logger"] = folder.loggers(step)
-    trainer = lightning.Trainer(**options)
+    try:
+        trainer = lightning.Trainer(**options)
+    except MisconfigurationException as error:  # no ValueError
+        raise ValueError(str(error)) from None
     if trainer.is_global_zero:
         folder.begin(seed, trainer.strategy.root_device.type)
         how = f"goes on after step {step:,}" if begun else "begins"
@@ -134,13 +138,16 @@ def _fit(folder: RunFolder, ready: Namespace, console: Console) -> None:
     start = time.perf_counter()
     try:
         trainer.fit(module, datamodule=data, ckpt_path=folder.last if begun else None, weights_only=True)
+    except SystemExit:  # Lightning's, of a keyboard interrupt
+        if not trainer.interrupted:
+            raise
+        kept = f"goes on from {folder.last}" if folder.last.exists() else "begins anew"
+        raise SystemExit(f"mixcontrast: stopped; the same command {kept}.") from None
     except (ValueError, TypeError) as error:
         if trainer.fit_loop.total_batch_idx < 0:
             raise
         kept = f"the last good checkpoint is {folder.last}" if folder.last.exists() else "no checkpoint was written yet"
         raise ValueError(f"At {where(trainer)}: {error} Nothing was changed by that step; {kept}.") from None
-    if trainer.interrupted:
-        raise SystemExit(f"mixcontrast: stopped. The same command goes on from {folder.last}.")
     if not trainer.is_global_zero:
         return
     folder.merge_logs()

@@ -287,7 +287,7 @@ def test_an_infinite_loss_is_seen_before_the_step():
          "timm has no network 'resnet5'. Did you mean"),
         (["--model.encoder=mixcontrast.models.FeatureHead"], "mixcontrast.models.FeatureHead needs num_features"),
         (["--model.criterion=mixcontrast.InfoNCE"],
-         "MetricLearning calls its criterion with (embeddings, labels). Got InfoNCE, which is called with (query, key)"),
+         "calls its criterion with (embeddings, labels). Got InfoNCE, which is called with (query, key)"),
         (["--model.criterion=torch.nn.CrossEntropyLoss"],
          "model.criterion must be a Loss or Mixer or DeepMetrix. Got torch.nn.CrossEntropyLoss, which is none."),
         (["--model.criterion.loss=mixcontrast.TripletLoss"], "TripletLoss reads only targets of 0 and 1"),
@@ -296,6 +296,8 @@ def test_an_infinite_loss_is_seen_before_the_step():
         (["--model.warmup_epochs=7"], "A warm-up must be shorter than the run"),
         (["--data.classes_per_batch=9"], "A batch of 9 classes needs as many. Got 8"),
         (["--data.test_share=0"], "test part"),
+        (["--trainer.precision=bf15"], "trainer.precision cannot be bf15. Did you mean bf16?"),
+        (["--trainer.strategy=dpd"], "invalid strategy name"),
         (["--judge_every=0"], "at least 1. Got 0"),
     ],
 )  # fmt: skip
