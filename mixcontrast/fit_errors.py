@@ -76,15 +76,15 @@ def one_line(text: str, top: list[str]) -> str:
         elif found := _SUBCLASS.search(line):
             wanted.setdefault(tuple(keys), []).append(found[1])
             given.setdefault(tuple(keys), _given(lines[number:]))
+    keys, options = _KEY.findall(text), re.search(r"Subtypes: (.*Literal.*)", text)
+    if keys and options:
+        names = list(dict.fromkeys(re.findall(r"'([^']+)'", options[1])))
+        return f"{_at(keys)} cannot be {_given(lines)}.{nearest(_given(lines), names, 1) or _there_are(names)}"
     if types:
         return types[0]
     if wanted:
         deepest = max(wanted, key=len)
         return f"{_at(deepest)} must be a {' or '.join(wanted[deepest])}. Got {given[deepest]}, which is none."
-    keys, options = _KEY.findall(text), re.search(r"Subtypes: (.*Literal.*)", text)
-    if keys and options:
-        names = list(dict.fromkeys(re.findall(r"'([^']+)'", options[1])))
-        return f"{_at(keys)} cannot be {_given(lines)}.{nearest(_given(lines), names, 1) or _there_are(names)}"
     return f"The recipe cannot be read: {' '.join(text.split())[:300]}"
 
 
