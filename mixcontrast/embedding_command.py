@@ -49,7 +49,7 @@ def embed_command(
         data: a folder of images (subfolders are classes), a .csv file, WebDataset tars (shards/{000..009}.tar), or a
             folder in BEIR's layout.
         encoder: timm:NAME, timm:NAME@WEIGHTS, open_clip:NAME/TAG_OR_FILE, open_clip:local-dir:FOLDER,
-            sentence-transformers:FOLDER_OR_NAME, checkpoint:FILE (of mixcontrast demo) or efficientnet-lite0.
+            sentence-transformers:FOLDER_OR_NAME, checkpoint:FILE (of mixcontrast fit or demo) or efficientnet-lite0.
         out: the folder.
         image_column: of a CSV file, the column of image paths.
         text_column: of a CSV file, the column of texts to embed; of a WebDataset, txt.

@@ -1,5 +1,6 @@
-"""At home in other people's code: one file a library, imported only by those who use it.
+"""Doors to the libraries that users have today: one file a library, imported only by those who use it.
 
-`mixcontrast.adapters.pytorch_metric_learning`, `.sentence_transformers`, `.lightly` and `.sklearn`; each is installed
-by the extra of its library's name. open_clip needs none: ClipLoss, SigLipLoss and GeodesicMixup have its own call.
+`mixcontrast.adapters.pytorch_metric_learning`, `.sentence_transformers`, `.lightly` and `.sklearn` are installed by the
+extra of their library's name. `.open_clip` gives our losses to open_clip's trainer; ClipLoss, SigLipLoss and
+GeodesicMixup have its call without it.
 """

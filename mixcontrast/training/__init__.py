@@ -1,1 +1,7 @@
 """Training with Lightning's loop; the losses need none of it."""
+
+from mixcontrast.training.metric_learning import MetricLearning
+from mixcontrast.training.regression import DirectRegression, Regression
+from mixcontrast.training.self_supervised import SelfSupervised
+
+__all__ = ["DirectRegression", "MetricLearning", "Regression", "SelfSupervised"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
@@ -18,6 +19,50 @@ from mixcontrast.retrieval import RetrievalEvaluator
 def first_two(batch: Any) -> tuple[Any, Tensor]:
     """The inputs and labels of a batch that begins with them."""
     return batch[0], batch[1]
+
+
+class Bar(RichProgressBar):
+    """Lightning's bar, with loss, similarity of positives and negatives, and what the judge found."""
+
+    def get_metrics(self, trainer, module) -> dict[str, Any]:
+        found = super().get_metrics(trainer, module)
+        found.pop("v_num", None)
+        return found
+
+
+def embed_loader(
+    module: nn.Module, loader: DataLoader, split: Callable[[Any], tuple[Any, Tensor]] = first_two
+) -> tuple[Tensor, Tensor]:
+    """(N, D) embeddings and (N, ...) labels of a loader, on the CPU, in one process; the module keeps its modes."""
+    embeddings, labels = [], []
+    device = next(module.parameters()).device
+    with isolate_rng(), judging(module):
+        for batch in loader:
+            inputs, of_batch = split(batch)
+            embeddings.append(module(inputs.to(device)).float().cpu())
+            labels.append(of_batch)
+    return torch.cat(embeddings), torch.cat(labels)
+
+
+def embed_shared(
+    trainer: lightning.Trainer,
+    module: lightning.LightningModule,
+    loader: DataLoader,
+    split: Callable[[Any], tuple[Any, Tensor]] = first_two,
+) -> tuple[Tensor, Tensor]:
+    """The same among all of a trainer's processes, each its share; all get all rows, each once, in order."""
+    loader = shared(loader, trainer.global_rank, trainer.world_size)
+    embeddings, labels = [], []
+    with isolate_rng(), judging(module), trainer.precision_plugin.forward_context():
+        for batch in loader:
+            inputs, of_batch = split(trainer.strategy.batch_to_device(batch, module.device))
+            embeddings.append(module(inputs).float())
+            labels.append(of_batch)
+    mine = torch.cat(embeddings), torch.cat(labels)
+    if trainer.world_size > 1:
+        num_rows = len(_distributed_sampler(loader).dataset)
+        mine = tuple(trainer.strategy.all_gather(part).transpose(0, 1).flatten(0, 1)[:num_rows] for part in mine)
+    return mine[0].cpu(), mine[1].cpu()
 
 
 class RetrievalCallback(lightning.Callback):
@@ -43,6 +88,8 @@ class RetrievalCallback(lightning.Callback):
     Attributes:
         history: a row for each time: "epoch" (from 1), "step" and the metrics. It is in the checkpoint, so a resumed
             run continues it.
+        embeddings: (N, D) what was judged last.
+        judged_in: the epoch of that, from 0.
 
     Raises:
         ValueError: `every_n_epochs` below 1; when it runs, no or several validation loaders and no `queries`, a loader
@@ -67,6 +114,8 @@ class RetrievalCallback(lightning.Callback):
         self.evaluator, self.queries, self.gallery = evaluator, queries, gallery
         self.every_n_epochs, self.prefix, self.split = every_n_epochs, prefix, split
         self.history: list[dict[str, float]] = []
+        self.embeddings: Tensor | None = None
+        self.judged_in: int | None = None
 
     @property
     def state_key(self) -> str:
@@ -91,7 +140,9 @@ class RetrievalCallback(lightning.Callback):
         if trainer.fast_dev_run or (fitting and (trainer.current_epoch + 1) % self.every_n_epochs):
             return
         queries = self.queries if self.queries is not None else _only_loader(trainer.val_dataloaders)
-        tables = [self._embed(trainer, module, loader) for loader in (queries, self.gallery) if loader is not None]
+        loaders = [loader for loader in (queries, self.gallery) if loader is not None]
+        tables = [embed_shared(trainer, module, loader, self.split) for loader in loaders]
+        self.embeddings, self.judged_in = tables[0][0], trainer.current_epoch
         found: dict[str, float] | Exception | None = None
         if trainer.is_global_zero:
             try:
@@ -105,21 +156,6 @@ class RetrievalCallback(lightning.Callback):
             module.log(self.prefix + name, value, prog_bar=place == 0, batch_size=1, sync_dist=True)
         if fitting:
             self.history.append({"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **found})
-
-    def _embed(self, trainer, module, loader: DataLoader) -> tuple[Tensor, Tensor]:
-        """(N, D) embeddings and (N,) labels of all ranks, each row once, in the order of the data."""
-        loader = shared(loader, trainer.global_rank, trainer.world_size)
-        embeddings, labels = [], []
-        with isolate_rng(), judging(module), trainer.precision_plugin.forward_context():
-            for batch in loader:
-                inputs, of_batch = self.split(trainer.strategy.batch_to_device(batch, module.device))
-                embeddings.append(module(inputs).float())
-                labels.append(of_batch)
-        mine = torch.cat(embeddings), torch.cat(labels)
-        if trainer.world_size > 1:
-            num_rows = len(_distributed_sampler(loader).dataset)
-            mine = tuple(trainer.strategy.all_gather(part).transpose(0, 1).flatten(0, 1)[:num_rows] for part in mine)
-        return mine[0].cpu(), mine[1].cpu()
 
 
 @contextmanager

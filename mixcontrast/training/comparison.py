@@ -23,7 +23,8 @@ from mixcontrast.models.features import head
 from mixcontrast.retrieval import RetrievalEvaluator
 from mixcontrast.training.callbacks import RetrievalCallback
 from mixcontrast.training.criteria import criterion_of
-from mixcontrast.training.module import MetricLearning, Watch, embed
+from mixcontrast.training.metric_learning import MetricLearning
+from mixcontrast.training.watch import Watch, embed
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,12 @@ def train(
     criterion = criterion_of(
         recipe.loss, recipe.mixer if arm == "mixed" else None, len(classes), recipe.embedding_dim
     )
-    module = MetricLearning(encoder, criterion, learning_rate=recipe.learning_rate)
+    module = MetricLearning(
+        encoder,
+        criterion,
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=1e-4),
+        cosine=False,
+    )
     done = _finished(folder, what)
     if done is not None:
         saved = torch.load(folder / "checkpoint.ckpt", map_location="cpu", weights_only=True)

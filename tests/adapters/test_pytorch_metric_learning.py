@@ -23,6 +23,7 @@ from mixcontrast import (
     BinomialDevianceLoss,
     ClipLoss,
     ContrastiveLoss,
+    HardNegativeLoss,
     InfoNCE,
     KeyQueue,
     LiftedStructureLoss,
@@ -298,6 +299,7 @@ def test_cross_batch_memory_holds_mixers():
         MoCHi(BinomialDevianceLoss(), num_hardest=8, num_pair_mixes=8, num_anchor_mixes=2),
         MoCHi(TripletLoss(), num_hardest=8, num_pair_mixes=8, num_anchor_mixes=2),
         Metrix(LiftedStructureLoss()),
+        HardNegativeLoss(SupConLoss()),
         Metrix(NCALoss()),
     ):
         memory = pml.CrossBatchMemory(as_pml(criterion), WIDTH, memory_size=40)
@@ -326,7 +328,17 @@ def test_copies_pickles_and_state_dicts(embeddings):
 
 
 @pytest.mark.parametrize(
-    "criterion", [InfoNCE(), ClipLoss(), MoCHi(SupConLoss(), queue=KeyQueue(9, 4)), pml.NTXentLoss(), 3], ids=str
+        "criterion",
+    [
+        InfoNCE(),
+        HardNegativeLoss(InfoNCE()),
+        HardNegativeLoss(ClipLoss()),
+        ClipLoss(),
+        MoCHi(SupConLoss(), queue=KeyQueue(9, 4)),
+        pml.NTXentLoss(),
+        3,
+    ],
+    ids=str,
 )
 def test_criteria_without_labels_are_refused(criterion):
     with pytest.raises(TypeError, match="^as_pml takes a ") as error:

@@ -18,6 +18,7 @@ from sentence_transformers.sentence_transformer.losses import (
 from mixcontrast import (
     ClipLoss,
     ContrastiveLoss,
+    HardNegativeLoss,
     InfoNCE,
     KeyQueue,
     Metrix,
@@ -27,6 +28,7 @@ from mixcontrast import (
     RankNContrastLoss,
     SupConLoss,
     SupReMix,
+    SynCo,
     TripletLoss,
 )
 from mixcontrast.adapters.sentence_transformers import (
@@ -109,7 +111,13 @@ def test_matryoshka(model, columns):
 
 # ---- with mixers
 
-MIXERS = [mochi(), Metrix(SupConLoss(temperature=0.05)), Metrix(ContrastiveLoss(), num_mixtures=3)]
+MIXERS = [
+    mochi(),
+    SynCo(SupConLoss(temperature=0.05), num_hardest=4),
+    MoCHi(HardNegativeLoss(InfoNCE(temperature=0.05)), num_hardest=4),
+    Metrix(SupConLoss(temperature=0.05)),
+    Metrix(ContrastiveLoss(), num_mixtures=3),
+]
 
 
 @pytest.mark.parametrize("criterion", MIXERS, ids=lambda x: f"{type(x).__name__}-{type(x.loss).__name__}")

@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from mixcontrast import InfoNCE, ProxyAnchorLoss, SupConLoss, SupReMix, TripletLoss
+from mixcontrast import HardNegativeLoss, InfoNCE, ProxyAnchorLoss, SupConLoss, SupReMix, TripletLoss
 from mixcontrast.adapters.sklearn import ContrastiveTransformer
 
 
@@ -109,6 +109,7 @@ def test_batches_of_rare_classes(batch_size):
         ({"batch_size": 2}, ValueError, "`batch_size` must be at least 4. Got 2."),
         ({"learning_rate": 0}, ValueError, "`learning_rate` must be above 0"),
         ({"criterion": InfoNCE()}, TypeError, r"must be called with \(embeddings, labels\). Got InfoNCE"),
+        ({"criterion": HardNegativeLoss(InfoNCE())}, TypeError, "Got HardNegativeLoss, called with two views"),
         ({"criterion": torch.nn.MSELoss()}, TypeError, "must be a mixcontrast loss or mixer. Got MSELoss"),
     ],
     ids=str,

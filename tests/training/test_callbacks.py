@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSamp
 
 from mixcontrast import SupConLoss
 from mixcontrast.retrieval import RetrievalEvaluator, evaluate
+from mixcontrast.training import MetricLearning
 from mixcontrast.training.callbacks import RetrievalCallback, shared
-from mixcontrast.training.module import MetricLearning, embed
+from mixcontrast.training.watch import embed
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -31,10 +32,14 @@ INPUTS = 2 * torch.eye(10)[LABELS] + torch.randn(30, 10, generator=torch.Generat
 DATA = TensorDataset(INPUTS, LABELS)
 
 
+def adamw(rate: float) -> dict:
+    return {"optimizer": lambda parameters: torch.optim.AdamW(parameters, lr=rate), "cosine": False}
+
+
 def module(seed: int = 0) -> MetricLearning:
     torch.manual_seed(seed)
     encoder = nn.Sequential(nn.Linear(10, 8), nn.Dropout(0.5), nn.BatchNorm1d(8), nn.Linear(8, 4))
-    return MetricLearning(encoder, SupConLoss(temperature=0.1), learning_rate=1e-2)
+    return MetricLearning(encoder, SupConLoss(temperature=0.1), **adamw(1e-2))
 
 
 def trainer(callbacks, folder, epochs=2, **options):
@@ -84,7 +89,7 @@ def test_looking_changes_no_training(tmp_path):
 
 def test_the_trainers_validation_loader_and_monitors(tmp_path):
     torch.manual_seed(0)
-    model = WithValidation(nn.Linear(10, 4), SupConLoss(), learning_rate=0.0)
+    model = WithValidation(nn.Linear(10, 4), SupConLoss(), **adamw(0.0))
     judge = RetrievalCallback(RetrievalEvaluator())
     keep = ModelCheckpoint(tmp_path, "best", monitor="val/Recall@1", mode="max")
     stop = EarlyStopping("val/Recall@1", mode="max", patience=2)
@@ -104,7 +109,7 @@ def test_a_resumed_run_continues_the_history(tmp_path):
         lightning.seed_everything(0, verbose=False)
         judge = RetrievalCallback(RetrievalEvaluator(), queries=loader(), every_n_epochs=2)
         keep = ModelCheckpoint(folder, "last", monitor="val/Recall@1", mode="max", every_n_epochs=2, save_top_k=-1)
-        deterministic = MetricLearning(nn.Linear(10, 4), SupConLoss(), learning_rate=1e-2)
+        deterministic = MetricLearning(nn.Linear(10, 4), SupConLoss(), **adamw(1e-2))
         trainer([judge, keep], folder, epochs).fit(deterministic, loader(), ckpt_path=checkpoint, weights_only=True)
         return judge.history
 
@@ -141,7 +146,7 @@ def fit_in_two(rank: int, port: int, folder: str, rows: int) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2",
                    "LOCAL_RANK": str(rank)}  # fmt: skip
     torch.manual_seed(0)
-    model = WithValidation(nn.Linear(10, 4), SupConLoss(), learning_rate=1e-2)
+    model = WithValidation(nn.Linear(10, 4), SupConLoss(), **adamw(1e-2))
     data = TensorDataset(INPUTS[:rows], LABELS[:rows])
     one = RetrievalCallback(RetrievalEvaluator())  # the trainer's loader, which Lightning shares
     two = RetrievalCallback(RetrievalEvaluator(), queries=DataLoader(data, 5), prefix="own/")
@@ -161,7 +166,7 @@ def test_two_processes_judge_each_row_once(tmp_path):
     mp.spawn(fit_in_two, (port, str(tmp_path), rows), nprocs=2)
     (one, two, weights), other = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     assert one == two == other[0] == other[1] and len(one) == 1
-    model = WithValidation(nn.Linear(10, 4), SupConLoss(), learning_rate=0.0)
+    model = WithValidation(nn.Linear(10, 4), SupConLoss(), **adamw(0.0))
     model.load_state_dict(weights)
     expected = RetrievalEvaluator()(embed(model, INPUTS[:rows]), LABELS[:rows])
     assert {name: value for name, value in one[0].items() if name not in ("epoch", "step")} == expected
@@ -180,7 +185,7 @@ def test_rows_of_a_rank():
         (lambda folder: trainer([RetrievalCallback(RetrievalEvaluator())], folder).fit(module(), loader()),
          "Got none; pass queries="),
         (lambda folder: trainer([RetrievalCallback(RetrievalEvaluator())], folder).fit(
-            WithValidation(nn.Linear(10, 4), SupConLoss(), learning_rate=0.1), loader(), [loader(), loader()]),
+            WithValidation(nn.Linear(10, 4), SupConLoss(), **adamw(0.1)), loader(), [loader(), loader()]),
          "Got list of 2; pass queries="),
         (lambda folder: shared(loader(sampler=RandomSampler(DATA)), 0, 2), "Got RandomSampler"),
         (lambda folder: trainer(

@@ -1,4 +1,4 @@
-"""A Lightning module that trains an encoder with a criterion, and what watches it."""
+"""What watches a run of the comparison."""
 
 from __future__ import annotations
 
@@ -10,37 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from mixcontrast.training.callbacks import RetrievalCallback, judging
-
-
-class MetricLearning(lightning.LightningModule):
-    """Embeds inputs and gives them, with their labels, to a criterion.
-
-    Args:
-        encoder: inputs to (N, D) embeddings.
-        criterion: called `criterion(embeddings, labels)`; its own parameters (proxies) are trained at 100 times the
-            learning rate, as is usual for them.
-        learning_rate: of AdamW.
-    """
-
-    def __init__(self, encoder: nn.Module, criterion: nn.Module, *, learning_rate: float) -> None:
-        super().__init__()
-        self.encoder, self.criterion, self.learning_rate = encoder, criterion, learning_rate
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.encoder(inputs)
-
-    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
-        inputs, labels = batch
-        loss = self.criterion(self.encoder(inputs), labels)
-        self.log("loss", loss, on_step=False, on_epoch=True)
-        return loss
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        groups = [{"params": list(self.encoder.parameters()), "lr": self.learning_rate}]
-        proxies = list(self.criterion.parameters())
-        if proxies:
-            groups.append({"params": proxies, "lr": 100 * self.learning_rate})
-        return torch.optim.AdamW(groups, weight_decay=1e-4)
 
 
 class Watch(lightning.Callback):

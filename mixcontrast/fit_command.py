@@ -1,0 +1,191 @@
+"""The command `mixcontrast fit`: a recipe in YAML, trained, watched, judged, and gone on with after a kill."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+import yaml
+from jsonargparse import DefaultHelpFormatter, Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+
+from mixcontrast.fit_errors import parse
+from mixcontrast.training.callbacks import Bar, RetrievalCallback
+from mixcontrast.training.fitting import FitModule
+from mixcontrast.training.measures import Measures
+from mixcontrast.training.run import Recorder, RunFolder, step_of
+from mixcontrast.training.safety import Repeatable, StopAtNaN, WholeCheckpoints, where
+
+DESCRIPTION = """Trains an encoder by a recipe in YAML, judges it on the test part, and writes a folder: config.yaml,
+environment.json, best.ckpt, last.ckpt, metrics.csv, logs/, results.json, results.md and queries.csv (which mixcontrast
+compare reads). The same command again goes on where it stopped. Any key of the recipe can be given here too, such as
+--trainer.max_epochs=5 or --model.criterion.weight=0.2; --model.help CLASS and --data.help CLASS tell those of a class.
+"""
+
+USAGE = "mixcontrast fit --config FILE [--seed N] [--out FOLDER] [--KEY=VALUE ...]"
+
+DEFAULTS = {
+    "trainer.max_epochs": 20,
+    "trainer.log_every_n_steps": 10,
+    "trainer.num_sanity_val_steps": 0,
+    "trainer.enable_model_summary": False,
+    "trainer.use_distributed_sampler": False,
+    "trainer.limit_val_batches": 0,
+}
+
+
+class _Help(DefaultHelpFormatter):
+    """jsonargparse's help without the names of all classes that torch has."""
+
+    def _expand_help(self, action: Any) -> str:
+        return re.sub(r", known\s+subclasses:[^)]*\)", ")", super()._expand_help(action))
+
+
+def fit_parser() -> LightningArgumentParser:
+    """What the command and a recipe may say."""
+    parser = LightningArgumentParser(
+        prog="mixcontrast fit", usage=USAGE, description=DESCRIPTION, formatter_class=_Help, exit_on_error=False,
+        allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("-c", "--config", action="config", help="A recipe: a YAML file of the keys below.")
+    parser.add_argument("--seed", type=int, default=0, help="Of weights, batches, augmentation and mixing.")
+    parser.add_argument("--out", type=Path, help="The folder of the run. By default runs/ and the recipe's name.")
+    parser.add_argument(
+        "--judge_every", type=int, default=1, help="Epochs between looks at the validation part; best.ckpt is of these."
+    )
+    parser.add_argument(
+        "--save_every", type=int, default=500, help="Steps between writes of last.ckpt; each epoch writes it as well."
+    )
+    parser.add_lightning_class_args(lightning.Trainer, "trainer")
+    parser.add_lightning_class_args(FitModule, "model", subclass_mode=True)
+    parser.add_lightning_class_args(lightning.LightningDataModule, "data", subclass_mode=True)
+    parser.set_defaults(DEFAULTS)
+    parser.link_arguments("seed", "data.init_args.seed")
+    return parser
+
+
+def fit_command(arguments: list[str]) -> None:
+    """Runs `mixcontrast fit` with the arguments behind it.
+
+    Raises:
+        SystemExit: status 2 and one line for what the user can mend.
+    """
+    parser = fit_parser()
+    config = parse(parser, arguments)
+    if config.save_every < 0:
+        raise ValueError(f"`save_every` must be at least 0. Got {config.save_every}; 0 writes each epoch only.")
+    plain = _plain(parser, config)
+    if config.out is None:
+        recipe = config.config[-1] if config.config else "fit"
+        config.out = Path("runs") / Path(str(recipe)).stem
+        plain["out"] = str(config.out)
+    folder = RunFolder(config.out, plain)
+    console = Console(quiet=rank_zero_only.rank != 0)
+    if folder.finished:
+        line = f"{folder.path} is finished. Nothing to do; its results are in results.md."
+        console.print(line, highlight=False, soft_wrap=True)
+        return
+    with warnings.catch_warnings():
+        _quieten()
+        lightning.seed_everything(config.seed, verbose=False)
+        ready = parser.instantiate(config)
+        _fit(folder, ready, console)
+
+
+def _fit(folder: RunFolder, ready: Namespace, console: Console) -> None:
+    """Trains, then judges the best checkpoint."""
+    module, data, seed = ready.model, ready.data, ready.seed
+    for part, loader in (("test", data.test_dataloader()), ("validation", data.val_dataloader())):
+        if not loader:
+            raise ValueError(f"A run is judged. Got no {part} part; set a {part}_share above 0.")
+    begun = folder.last.exists()
+    step = step_of(folder.last) if begun else 0
+    monitor = module.monitor(data)
+    judges = module.judges(data, ready.judge_every)
+    retrieval = next((judge for judge in judges if isinstance(judge, RetrievalCallback)), None)
+    own: list[lightning.Callback] = [
+        *judges,
+        Measures(retrieval),
+        Repeatable(seed),
+        StopAtNaN(),
+        Recorder(folder.config),
+        *([Bar()] if ready.trainer.enable_progress_bar is not False else []),
+        *folder.checkpoints(monitor, ready.judge_every, ready.save_every),
+    ]
+    options = ready.trainer.as_dict()
+    options["callbacks"] = [*(options["callbacks"] or []), *own]
+    options["plugins"] = [*(options["plugins"] or []), WholeCheckpoints()]
+    options["default_root_dir"] = folder.path
+    if options["logger"] is None:
+        options["logger"] = folder.loggers(step)
+    try:
+        trainer = lightning.Trainer(**options)
+    except MisconfigurationException as error:  # no ValueError
+        raise ValueError(str(error)) from None
+    if trainer.is_global_zero:
+        folder.begin(seed, trainer.strategy.root_device.type)
+        how = f"goes on after step {step:,}" if begun else "begins"
+        console.print(f"{folder.path} {how}, on {trainer.strategy.root_device.type}", highlight=False, soft_wrap=True)
+    start = time.perf_counter()
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=folder.last if begun else None, weights_only=True)
+    except SystemExit:  # Lightning's, of a keyboard interrupt
+        if not trainer.interrupted:
+            raise
+        kept = f"goes on from {folder.last}" if folder.last.exists() else "begins anew"
+        raise SystemExit(f"mixcontrast: stopped; the same command {kept}.") from None
+    except (ValueError, TypeError) as error:
+        if trainer.fit_loop.total_batch_idx < 0:
+            raise
+        kept = f"the last good checkpoint is {folder.last}" if folder.last.exists() else "no checkpoint was written yet"
+        raise ValueError(f"At {where(trainer)}: {error} Nothing was changed by that step; {kept}.") from None
+    if not trainer.is_global_zero:
+        return
+    folder.merge_logs()
+    chosen = folder.best if folder.best.exists() else folder.last
+    module.load_state_dict(torch.load(chosen, map_location="cpu", weights_only=True)["state_dict"])
+    module.to(trainer.strategy.root_device)
+    found = module.judge_test(data)
+    facts = {
+        "seed": seed, "steps": trainer.global_step, "epochs": trainer.current_epoch, "judged": chosen.name,
+        "seconds of this start": round(time.perf_counter() - start, 1), "from step": step,
+        "monitor": monitor[0],
+    }  # fmt: skip
+    folder.finish(found, facts)
+    console.print(found.to_markdown(), highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{chosen.name} judged on the test part; all is in {folder.path}/", highlight=False, soft_wrap=True)
+
+
+def _plain(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
+    """The whole config as plain dictionaries, without the names of the files that it was read from."""
+    text = parser.dump(config, skip_unset=False, skip_link_targets=False, format="yaml")
+    plain = yaml.safe_load(text)
+    plain.pop("config", None)
+    return plain
+
+
+def _quieten() -> None:
+    """What Lightning says that is of no use here."""
+    for message in (
+        ".*does not have many workers.*",  # tables and features are in memory
+        ".*LeafSpec.*",  # Lightning's own, of newer torch
+        "Checkpoint directory .* exists and is not empty",
+        "Found .* in eval mode at the start of training",  # frozen parts are
+        ".*is smaller than the logging interval.*",
+        ".*to determine which device is supported.*",
+        ".*exists and is not empty. Previous log files.*",
+        "You're resuming from a checkpoint that ended before the epoch ended.*",
+        "You passed in a `val_dataloader` but have no `validation_step`.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)

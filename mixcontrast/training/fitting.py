@@ -1,0 +1,159 @@
+"""What `mixcontrast fit` asks of a module, and the checks and looks that its modules share."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from mixcontrast.losses import Loss
+from mixcontrast.mixers import Mixer, MoCHi, SupReMix
+from mixcontrast.mixers.base import innermost
+from mixcontrast.pairs import unit
+from mixcontrast.retrieval import DML, Evaluation, evaluate
+from mixcontrast.training.callbacks import embed_loader
+
+KS = (1, 2, 4, 8)
+LABELS, VALUES, VIEWS = ("embeddings", "labels"), ("embeddings", "values"), ("query", "key")
+_FITS = {
+    LABELS: "SupConLoss(), MultiSimilarityLoss() or Metrix(MultiSimilarityLoss())",
+    VALUES: "SupReMix(SupConLoss()) or RankNContrastLoss()",
+    VIEWS: "InfoNCE(), InfoNCE(queue=KeyQueue(...)) or MoCHi(InfoNCE(), queue=KeyQueue(...))",
+}
+
+
+class FitModule(lightning.LightningModule, ABC):
+    """A module that `mixcontrast fit` trains, watches and judges.
+
+    Attributes:
+        encoder: what is trained to be used: inputs to (B, D) embeddings.
+        criterion: a loss or mixer of mixcontrast, or None.
+    """
+
+    encoder: nn.Module
+    criterion: nn.Module | None
+
+    @abstractmethod
+    def monitor(self, data: lightning.LightningDataModule) -> tuple[str, str]:
+        """The logged name that tells the best checkpoint, and whether its "max" or "min" is best."""
+
+    @abstractmethod
+    def judges(self, data: lightning.LightningDataModule, every_n_epochs: int) -> list[lightning.Callback]:
+        """Callbacks that judge the validation part every n epochs and log under the name of `monitor`."""
+
+    @abstractmethod
+    def judge_test(self, data: lightning.LightningDataModule) -> Evaluation:
+        """What the module as it is reaches on the test part, a value a query or row."""
+
+
+def called_with(criterion: Loss | Mixer) -> tuple[str, ...]:
+    """The names of the two tensors that a criterion is called with."""
+    part: Loss | Mixer = criterion
+    while isinstance(part, Mixer):
+        if isinstance(part, SupReMix):
+            return VALUES
+        if isinstance(part, MoCHi) and part.queue is not None:
+            return VIEWS
+        part = part.loss
+    return tuple(inspect.signature(innermost(criterion).tables).parameters)[:2]
+
+
+def check_criterion(owner: str, criterion: nn.Module, wanted: Sequence[tuple[str, str]]) -> None:
+    """One line where a module cannot call a criterion.
+
+    Raises:
+        TypeError: not a criterion of ours, or one that is called with something else.
+    """
+    fitting = " or ".join(_FITS[kind] for kind in wanted)
+    if not isinstance(criterion, Loss | Mixer):
+        raise TypeError(
+            f"{owner} needs a mixcontrast loss or mixer. Got {type(criterion).__name__}; use {fitting}."
+        )
+    found = called_with(criterion)
+    if found not in wanted:
+        asked = " or ".join(f"({', '.join(kind)})" for kind in wanted)
+        raise TypeError(
+            f"{owner} calls its criterion with {asked}. Got {_written(criterion)}, which is called with "
+            f"({', '.join(found)}); use {fitting}."
+        )
+
+
+def _written(criterion: Loss | Mixer) -> str:
+    name = type(criterion).__name__
+    return f"{name}({_written(criterion.loss)})" if isinstance(criterion, Mixer) else name
+
+
+def check_num_classes(criterion: nn.Module, num_classes: int) -> None:
+    """One line where a loss has too few or too many proxies for the data.
+
+    Raises:
+        ValueError: so it is.
+    """
+    for name, proxies in criterion.named_parameters():
+        if name.rpartition(".")[2] == "proxies" and len(proxies) != num_classes:
+            raise ValueError(
+                f"A proxy loss needs one proxy a training class. Got {len(proxies)} proxies for {num_classes} classes; "
+                f"set num_classes: {num_classes}."
+            )
+
+
+def at_a_log_step(trainer: lightning.Trainer) -> bool:
+    """Whether what this step logs reaches the loggers, so that looking is worth its time; and the first step."""
+    return trainer.global_step == 0 or (trainer.global_step + 1) % trainer.log_every_n_steps == 0
+
+
+@torch.no_grad()
+def mean_similarities(embeddings: Tensor, alike: Tensor) -> dict[str, Tensor]:
+    """Mean cosine of the pairs that are alike, of two rows each, and of the others; what is empty is left out.
+
+    Args:
+        embeddings: (B, D).
+        alike: (B, B) bool.
+    """
+    rows = unit(embeddings)
+    table = rows @ rows.T
+    positive = alike & ~torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+    found = {}
+    for name, cells in (("positives", positive), ("negatives", ~alike)):
+        if bool(cells.any()):
+            found[name] = table[cells].mean()
+    return found
+
+
+def judge_retrieval(module: nn.Module, data: lightning.LightningDataModule) -> Evaluation:
+    """Retrieval among the test part's rows, or of its queries in its gallery: Recall@k, R-precision, MAP@R."""
+    loaders = data.test_dataloader()
+    loaders = loaders if isinstance(loaders, list | tuple) else [loaders]
+    (queries, labels), *others = [embed_loader(module, loader) for loader in loaders]
+    gallery, of_gallery = others[0] if others else (None, None)
+    return evaluate(queries, labels, gallery, of_gallery, ks=KS).named(DML)
+
+
+def only_test_loader(data: lightning.LightningDataModule) -> DataLoader:
+    """The loader of the test part.
+
+    Raises:
+        ValueError: it has queries and a gallery.
+    """
+    loader = data.test_dataloader()
+    if not isinstance(loader, DataLoader):
+        raise ValueError(
+            f"A probe is judged on one test part. Got {len(loader)}, queries and gallery; use MetricLearning's judge."
+        )
+    return loader
+
+
+def evaluation_of(values: dict[str, np.ndarray], settings: dict[str, Any]) -> Evaluation:
+    """Values a row as an evaluation, which can be saved and compared; names that begin with _ are left out."""
+    kept = {name: of_rows for name, of_rows in values.items() if not name.startswith("_")}
+    return Evaluation(
+        values=kept, queries=np.arange(len(next(iter(kept.values())))), groups=None, num_without_positive=0, num_tied=0,
+        settings=settings,
+    )  # fmt: skip

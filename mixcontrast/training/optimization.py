@@ -1,0 +1,106 @@
+"""What the training modules share: groups of parameters, warm-up and cosine, and the first epochs of a head alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import lightning
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
+
+OptimizerCallable = Callable[[Iterable], Optimizer]
+
+WARMUP_FROM = 0.01  # the share of the learning rate at the first step of the warm-up
+
+
+def adamw(parameters: Iterable) -> Optimizer:
+    """AdamW with what suits a head on frozen features."""
+    return torch.optim.AdamW(parameters, lr=3e-4, weight_decay=1e-4)
+
+
+def optimizer_of(
+    trained: Iterable[nn.Module], proxies: Iterable[nn.Parameter], make: OptimizerCallable, proxy_factor: float
+) -> Optimizer:
+    """An optimizer of three groups: weights; biases and norms, which do not decay; proxies at their own rate.
+
+    Args:
+        trained: the networks.
+        proxies: parameters of the criterion.
+        make: parameter groups to an optimizer.
+        proxy_factor: the proxies' learning rate, in those of the networks.
+    """
+    parameters = [p for part in trained for p in part.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if p.ndim > 1]},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": list(proxies)},
+    ]
+    optimizer = make([group for group in groups if group["params"]])
+    if groups[2]["params"]:
+        optimizer.param_groups[-1]["lr"] *= proxy_factor
+    return optimizer
+
+
+def with_schedule(
+    module: lightning.LightningModule, optimizer: Optimizer, *, warmup_epochs: float, cosine: bool
+) -> dict[str, Any]:
+    """What `configure_optimizers` returns: the rate rises linearly, then stays or falls to zero by a cosine, by steps.
+
+    Raises:
+        ValueError: a cosine without an end, or a warm-up as long as the run.
+    """
+    if not warmup_epochs and not cosine:
+        return {"optimizer": optimizer}
+    steps = module.trainer.estimated_stepping_batches
+    if steps == float("inf"):
+        raise ValueError(
+            "A cosine or a warm-up needs a run with an end. Got neither max_epochs nor max_steps; set "
+            "trainer.max_epochs, or cosine: false and warmup_epochs: 0."
+        )
+    if module.trainer.max_epochs and module.trainer.max_epochs > 0:
+        warmup = round(warmup_epochs * steps / module.trainer.max_epochs)
+    else:
+        warmup = round(warmup_epochs * module.trainer.num_training_batches / module.trainer.accumulate_grad_batches)
+    if warmup >= steps and warmup_epochs:
+        raise ValueError(
+            f"A warm-up must be shorter than the run. Got {warmup_epochs:g} epochs, {warmup} of {steps:.0f} steps; "
+            "take fewer warmup_epochs."
+        )
+    parts: list[LRScheduler] = []
+    if warmup:
+        parts.append(LinearLR(optimizer, WARMUP_FROM, 1.0, warmup))
+    if cosine:
+        parts.append(CosineAnnealingLR(optimizer, max(int(steps) - warmup, 1)))
+    schedule = parts[0] if len(parts) == 1 else SequentialLR(optimizer, parts, [warmup])
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def check_head(encoder: nn.Module, head_only_epochs: int) -> None:
+    """One line where the head alone is to be trained first and there is none.
+
+    Raises:
+        ValueError: so it is, or a number below 0.
+    """
+    children = dict(encoder.named_children())
+    if head_only_epochs < 0:
+        raise ValueError(f"`head_only_epochs` must be at least 0. Got {head_only_epochs}; 0 trains all from the start.")
+    if head_only_epochs and ("head" not in children or not list(children["head"].parameters())):
+        raise ValueError(
+            f"`head_only_epochs` needs an encoder whose part `head` has weights. Got {type(encoder).__name__} with "
+            f"{', '.join(children) or 'no parts'}; give it an embedding_dim, or set head_only_epochs: 0."
+        )
+
+
+def drop_gradients_but_of_head(encoder: nn.Module) -> None:
+    """What has no gradient is not stepped nor decayed.
+
+    Gradients are dropped, rather than never made, as DistributedDataParallel must be told once and for all which
+    parameters get one.
+    """
+    mine = {id(p) for p in encoder.head.parameters()}
+    for parameter in encoder.parameters():
+        if id(parameter) not in mine:
+            parameter.grad = None

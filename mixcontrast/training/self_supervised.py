@@ -1,0 +1,167 @@
+"""Self-supervised learning of two views: MoCo v2 with a momentum encoder and a queue, and SimCLR."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+from mixcontrast.distributed import Gathered
+from mixcontrast.losses import InfoNCE, Loss
+from mixcontrast.mixers import Mixer, MoCHi
+from mixcontrast.queue import KeyQueue
+from mixcontrast.retrieval import Evaluation, RetrievalEvaluator
+from mixcontrast.training.callbacks import RetrievalCallback, embed_loader
+from mixcontrast.training.fitting import (
+    VIEWS,
+    FitModule,
+    at_a_log_step,
+    check_criterion,
+    evaluation_of,
+    judge_retrieval,
+    mean_similarities,
+    only_test_loader,
+)
+from mixcontrast.training.optimization import OptimizerCallable, adamw, optimizer_of, with_schedule
+from mixcontrast.training.probes import ProbeCallback, judge_classes, share_classes
+from mixcontrast.training.shuffling import encode_shuffled
+
+
+class SelfSupervised(FitModule):
+    """Two views of each example, each the other's positive. The encoder is judged without its projection head.
+
+    With `momentum` it is MoCo v2: the second view goes through a slowly following copy of encoder and head, its batch
+    norm sees rows of other ranks (shuffled; on one device nothing is), and the keys join the criterion's queue.
+    Without it is SimCLR: both views go through the one encoder, in one batch.
+
+    Args:
+        encoder: inputs to (B, D) features; what is wanted in the end.
+        projector: features to (B, P) projections, which the criterion reads; None: the features themselves.
+        criterion: InfoNCE or a mixer around it; a KeyQueue of it has the width P. A queue with labels is given them
+            (class oracle).
+        momentum: of the copy, in [0, 1); MoCo's 0.999. None: no copy.
+        cosine_momentum: the momentum rises to 1 by a cosine, as in BYOL and MoCo v3.
+        optimizer: a class of torch.optim and its arguments; biases and norms do not decay.
+        warmup_epochs: the learning rate rises linearly over so many epochs.
+        cosine: it then falls to zero by a cosine, else it stays.
+
+    Batches are `((view1, view2), labels (B,) int64)`; labels are read by a class oracle and by the judges alone.
+
+    Raises:
+        TypeError: a criterion that is not called with two views.
+        ValueError: a queue without a momentum, or a momentum out of range.
+
+    Source: He et al., arXiv 1911.05722; Chen et al., arXiv 2003.04297; SimCLR: arXiv 2002.05709.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        criterion: Loss | Mixer,
+        *,
+        projector: nn.Module | None = None,
+        momentum: float | None = None,
+        cosine_momentum: bool = False,
+        optimizer: OptimizerCallable = adamw,
+        warmup_epochs: float = 0.0,
+        cosine: bool = True,
+    ) -> None:
+        super().__init__()
+        check_criterion("SelfSupervised", criterion, [VIEWS])
+        queue = queue_of(criterion)
+        if queue is not None and momentum is None:
+            raise ValueError(
+                "A queue holds keys of a slowly moving encoder. Got a queue and no momentum; set momentum: 0.999 "
+                "(MoCo), or leave out the queue (SimCLR)."
+            )
+        if momentum is not None and not 0 <= momentum < 1:
+            raise ValueError(f"`momentum` must lie in [0, 1). Got {momentum}; MoCo's is 0.999.")
+        self.encoder, self.criterion = encoder, criterion
+        self.projector = nn.Identity() if projector is None else projector
+        self.momentum_encoder = self.momentum_projector = None
+        if momentum is not None:
+            self.momentum_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
+            self.momentum_projector = copy.deepcopy(self.projector).requires_grad_(False)
+        self._of_all_ranks = (Gathered(criterion),)  # no part of this module: names in a checkpoint stay
+        self.oracle = queue is not None and queue.label_buffer is not None
+        self.momentum, self.cosine_momentum = momentum, cosine_momentum
+        self.optimizer, self.warmup_epochs, self.cosine = optimizer, warmup_epochs, cosine
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, D) features, as they are judged."""
+        return self.encoder(inputs)
+
+    def training_step(self, batch: tuple[tuple[Tensor, Tensor], Tensor], index: int) -> Tensor:
+        (view1, view2), labels = batch
+        if self.momentum_encoder is None:
+            first, second = self.projector(self.encoder(torch.cat([view1, view2]))).chunk(2)
+        else:
+            first = self.projector(self.encoder(view1))
+            with torch.no_grad():
+                second = encode_shuffled(self._keys, view2)
+        loss = self._of_all_ranks[0](first, second, *([labels] if self.oracle else []))
+        self.log("loss", loss, prog_bar=True)
+        if at_a_log_step(self.trainer):
+            index = torch.arange(len(first), device=first.device).repeat(2)
+            rows = torch.cat([first, second]).detach()
+            self.log_dict(mean_similarities(rows, index[:, None] == index[None, :]), prog_bar=True)
+        return loss
+
+    def _keys(self, inputs: Tensor) -> Tensor:
+        return self.momentum_projector(self.momentum_encoder(inputs))
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.momentum_encoder is not None:
+            self._follow()
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """The copies move by a small step to where encoder and head now are."""
+        share = self.momentum
+        if self.cosine_momentum:
+            done = min(self.trainer.global_step / self.trainer.estimated_stepping_batches, 1.0)
+            share = 1 - (1 - share) * (math.cos(math.pi * done) + 1) / 2
+        for slow, fast in (
+            (self.momentum_encoder, self.encoder),
+            (self.momentum_projector, self.projector),
+        ):
+            for old, new in zip(slow.parameters(), fast.parameters(), strict=True):
+                old.lerp_(new, 1 - share)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = optimizer_of([self.encoder, self.projector], self.criterion.parameters(), self.optimizer, 1.0)
+        return with_schedule(self, optimizer, warmup_epochs=self.warmup_epochs, cosine=self.cosine)
+
+    def monitor(self, data: lightning.LightningDataModule) -> tuple[str, str]:
+        return ("val/linear probe", "max") if share_classes(data) else ("val/Recall@1", "max")
+
+    def judges(self, data: lightning.LightningDataModule, every_n_epochs: int) -> list[lightning.Callback]:
+        """Retrieval, and where validation has the classes of training, a linear probe and k-NN."""
+        found: list[lightning.Callback] = [
+            RetrievalCallback(RetrievalEvaluator(ks=(1,)), queries=data.val_dataloader(), every_n_epochs=every_n_epochs)
+        ]
+        if share_classes(data):
+            found.append(ProbeCallback(data, judge_classes, every_n_epochs=every_n_epochs))
+        return found
+
+    def judge_test(self, data: lightning.LightningDataModule) -> Evaluation:
+        """A linear probe and k-NN on frozen features where the test has the classes of training, else retrieval."""
+        if not share_classes(data):
+            return judge_retrieval(self, data)
+        learned = embed_loader(self, data.probe_dataloader())
+        judged = embed_loader(self, only_test_loader(data))
+        return evaluation_of(judge_classes(*learned, *judged), {"num_learned_from": len(learned[0])})
+
+
+def queue_of(criterion: nn.Module) -> KeyQueue | None:
+    """The queue of a criterion, wherever in a stack it is."""
+    while isinstance(criterion, Mixer):
+        if isinstance(criterion, MoCHi) and criterion.queue is not None:
+            return criterion.queue
+        criterion = criterion.loss
+    return criterion.queue if isinstance(criterion, InfoNCE) else None
