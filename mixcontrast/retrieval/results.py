@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mixcontrast.retrieval.checks import as_integers
 from mixcontrast.retrieval.presets import Preset
 from mixcontrast.retrieval.statistics import Interval, bootstrap_interval, paired_difference, permutation_p_value
 
@@ -30,6 +31,8 @@ class Evaluation:
         num_tied: for how many queries a tie reached over a cut, so that the order of equal items would have mattered.
         attributes: name to (Q,) of what else is known of the queries (vendor, category), for results by group.
         settings: how it was measured: similarity, ties, sizes, dtype, index; for the record.
+        names: (Q,) what the queries are called, for people; None: they are told by their number.
+        clustering: agreement of clusters with the classes, where it was asked for.
     """
 
     values: dict[str, np.ndarray]
@@ -39,6 +42,8 @@ class Evaluation:
     num_tied: int
     attributes: dict[str, np.ndarray] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    names: np.ndarray | None = None
+    clustering: dict[str, float] = field(default_factory=dict)
 
     def mean(self, metric: str) -> float:
         """The mean of a metric over queries; in [0, 1] but for ranks."""
@@ -90,6 +95,8 @@ class Evaluation:
             queries=self.queries[kept],
             groups=None if self.groups is None else self.groups[kept],
             attributes={name: values[kept] for name, values in self.attributes.items()},
+            names=None if self.names is None else self.names[kept],
+            clustering={},
         )
 
     def named(self, preset: Preset) -> Evaluation:
@@ -107,6 +114,8 @@ class Evaluation:
             "num_tied": self.num_tied,
             "settings": self.settings,
         }
+        if self.clustering:
+            found["clustering"] = self.clustering
         if self.attributes:
             found["by"] = {
                 attribute: {
@@ -147,6 +156,8 @@ class Evaluation:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         columns: dict[str, np.ndarray] = {"query": self.queries}
+        if self.names is not None:
+            columns["name"] = self.names
         if self.groups is not None:
             columns["group"] = self.groups
         columns |= {f"attribute:{name}": values for name, values in self.attributes.items()} | self.values
@@ -181,16 +192,19 @@ class Evaluation:
                 "write it by Evaluation.save or mixcontrast evaluate --out."
             ) from None
         columns = dict(zip(header, zip(*rows, strict=True), strict=True))
-        attributes = {name[len("attribute:") :]: _typed(columns.pop(name)) for name in header if ":" in name}
-        queries, groups = _typed(columns.pop("query")), columns.pop("group", None)
+        attributes = {name[len("attribute:") :]: as_integers(columns.pop(name)) for name in header if ":" in name}
+        queries, groups = as_integers(columns.pop("query")), columns.pop("group", None)
+        names = columns.pop("name", None)
         return cls(
             values={name: np.array(column, np.float64) for name, column in columns.items()},
             queries=queries,
-            groups=None if groups is None else _typed(groups),
+            groups=None if groups is None else as_integers(groups),
             num_without_positive=found["num_without_positive"],
             num_tied=found["num_tied"],
             attributes=attributes,
             settings=found["settings"],
+            names=None if names is None else np.array(names),
+            clustering=found.get("clustering", {}),
         )
 
     def _found(self) -> list[tuple[str, Interval]]:
@@ -215,15 +229,16 @@ class Comparison:
 
     Attributes:
         metric: its name.
-        first: mean of the first.
-        second: mean of the second.
-        difference: mean of `second - first` with its 95% interval.
-        p_value: two-sided, of a paired permutation test; over classes where there are any.
+        first: mean of the first; of a first rank, the median.
+        second: mean of the second, or its median.
+        difference: mean of `second - first` with its 95% interval; of a first rank, that of the medians.
+        p_value: two-sided, of a paired permutation test of the mean change; over classes where there are any.
         num_won: queries on which the second is better.
         num_lost: queries on which it is worse.
         num_even: the others.
         changed: (M,) the queries that changed most, largest change first.
         changes: (M,) their changes.
+        names: (M,) what they are called; None: they are told by their number.
     """
 
     metric: str
@@ -236,6 +251,7 @@ class Comparison:
     num_even: int
     changed: np.ndarray
     changes: np.ndarray
+    names: np.ndarray | None = None
 
 
 def compare(
@@ -279,18 +295,20 @@ def compare(
         change = b - a
         order = np.argsort(-np.abs(change), kind="stable")[:num_changed]
         order = order[change[order] != 0]
-        better = -change if metric in MEDIANS else change
+        of_ranks = metric in MEDIANS
+        better, middle = (-change, np.median) if of_ranks else (change, np.mean)
         found[metric] = Comparison(
             metric=metric,
-            first=float(a.mean()),
-            second=float(b.mean()),
-            difference=paired_difference(b, a, groups=groups, seed=seed),
+            first=float(middle(a)),
+            second=float(middle(b)),
+            difference=paired_difference(b, a, groups=groups, seed=seed, median=of_ranks),
             p_value=permutation_p_value(b, a, groups=groups, seed=seed),
             num_won=int((better > 0).sum()),
             num_lost=int((better < 0).sum()),
             num_even=int((change == 0).sum()),
             changed=first.queries[order],
             changes=change[order],
+            names=None if first.names is None else first.names[order],
         )
     return found
 
@@ -317,11 +335,3 @@ def _markdown(headers: list[str], rows: list[list[str]]) -> str:
 
 def _quoted(text: str) -> str:
     return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\n') else text
-
-
-def _typed(column: tuple[str, ...]) -> np.ndarray:
-    """Integers where all are, else text."""
-    try:
-        return np.array([int(cell) for cell in column], np.int64)
-    except ValueError:
-        return np.array(column)
