@@ -178,7 +178,8 @@ def on_disk(sizes: tuple[int, ...]) -> str:
                     command = [sys.executable, __file__, "one", str(path), str(size), how]
                     run = subprocess.run(command, capture_output=True, text=True, check=True)
                     of_turns.append(json.loads(run.stdout.splitlines()[-1]))
-            ratio = statistics.median(a["seconds"] / b["seconds"] for a, b in zip(*reversed(turns.values()), strict=True))
+            pairs = zip(turns["limited"], turns["bare"], strict=True)
+            ratio = statistics.median(mine["seconds"] / alone["seconds"] for mine, alone in pairs)
             bare, limited = (
                 {"seconds": statistics.median(turn["seconds"] for turn in of_turns),
                  "gigabytes": max(turn["gigabytes"] for turn in of_turns), "value": of_turns[0]["value"]}
