@@ -257,7 +257,7 @@ class Comparison:
 def compare(
     first: Evaluation, second: Evaluation, *, num_changed: int = 10, seed: int = 0
 ) -> dict[str, Comparison]:
-    """Two evaluations of the same queries, for each metric that both have.
+    """Two evaluations of the same queries, by row or else by name, for each metric that both have.
 
     Args:
         first: say, the baseline.
@@ -274,12 +274,7 @@ def compare(
     >>> found.second, found.num_lost
     (1.0, 0)
     """
-    if not np.array_equal(first.queries, second.queries):
-        shared = len(np.intersect1d(first.queries, second.queries))
-        raise ValueError(
-            "Two evaluations are compared on the same queries in the same order. "
-            f"Got {len(first.queries)} and {len(second.queries)}, {shared} in both; evaluate both on one set."
-        )
+    second = _in_the_order_of(first, second)
     metrics = [name for name in first.values if name in second.values]
     if not metrics:
         raise ValueError(
@@ -311,6 +306,21 @@ def compare(
             names=None if first.names is None else first.names[order],
         )
     return found
+
+
+def _in_the_order_of(first: Evaluation, second: Evaluation) -> Evaluation:
+    """The second with its queries in the order of the first's: a run of another program knows names and no rows."""
+    if np.array_equal(first.queries, second.queries):
+        return second
+    one, other = ((e.queries if e.names is None else e.names).astype(str) for e in (first, second))
+    order = np.argsort(other, kind="stable")
+    place = order[np.searchsorted(other, one, sorter=order).clip(max=len(other) - 1)]
+    if len(one) != len(other) or len(np.unique(place)) != len(one) or (other[place] != one).any():
+        raise ValueError(
+            "Two evaluations are compared on the same queries. "
+            f"Got {len(one)} and {len(other)}, {len(np.intersect1d(one, other))} in both; evaluate both on one set."
+        )
+    return second.of_queries(place)
 
 
 def comparison_markdown(found: Mapping[str, Comparison]) -> str:

@@ -1,5 +1,7 @@
 """Rankings of other programs, judged: as ir-measures judges them, and as we judge our own search."""
 
+from dataclasses import replace
+
 import ir_measures
 import numpy as np
 import pytest
@@ -66,6 +68,10 @@ def test_our_own_run_is_what_we_judge(tmp_path):
     for name, values in expected.values.items():
         np.testing.assert_allclose(found.values[name], values, atol=1e-12, err_msg=name)
     assert found.num_tied == expected.num_tied
+    by_name = compare(replace(expected, names=np.array(names[0])), found.of_queries(np.arange(8)[::-1]))
+    assert by_name["ndcg@30"].num_even == 8
+    with pytest.raises(ValueError, match="Got 8 and 7, 7 in both"):
+        compare(found, found.of_queries(np.arange(7)))
     again = Evaluation.load(found.save(tmp_path / "saved"))
     assert again.queries.tolist() == names[0] and compare(found, again)["mrr"].num_even == 8
 
