@@ -17,7 +17,7 @@ from mixcontrast.losses import (
     SupConLoss,
     TripletLoss,
 )
-from mixcontrast.mixers import GeodesicMixup, Metrix, Mixer, MixTerm, MoCHi, SupReMix
+from mixcontrast.mixers import DeepMetrix, GeodesicMixup, Metrix, Mixer, MixTerm, MoCHi, SupReMix
 from mixcontrast.mixing import Geodesic, Linear
 from mixcontrast.pairs import Block, Pairs
 from mixcontrast.queue import KeyQueue
@@ -29,6 +29,7 @@ __all__ = [
     "Block",
     "ClipLoss",
     "ContrastiveLoss",
+    "DeepMetrix",
     "Gathered",
     "Geodesic",
     "GeodesicMixup",
