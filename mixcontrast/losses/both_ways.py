@@ -68,15 +68,16 @@ class _Chunk:
     Numbers of rows are kept in the same order, (S, A / S, 1); S is 2 where rows come in pairs, else 1.
 
     Attributes:
-        cells: (S, H, A), a view or a copy.
+        cells: (S, H, A), a view; of pairs a copy in `buffer`.
     """
 
-    def __init__(self, table: Tensor, paired: bool, start: int, stop: int) -> None:
-        self.start, self.stop, self.paired = start, stop, paired
+    def __init__(self, table: Tensor, buffer: Tensor | None, start: int, stop: int) -> None:
+        self.start, self.stop = start, stop
         self.index = torch.arange(start, stop)  # (S * H,)
-        if paired:
+        if buffer is not None:
             self.index = torch.cat([self.index, len(table) - 1 - self.index])
-            self.cells = table.index_select(0, self.index).view(2, stop - start, -1)
+            self.cells = buffer[: len(self.index) * len(table)].view(2, stop - start, -1)
+            torch.index_select(table, 0, self.index, out=self.cells.view(-1, len(table)))
         else:
             self.cells = table[start:stop][None]
 
@@ -102,8 +103,9 @@ class _Chunk:
 def _chunks(table: Tensor, paired: bool) -> Iterator[_Chunk]:
     last = len(table) // 2 if paired else len(table)
     step = max(1, _CHUNK // (len(table) * (2 if paired else 1)))
+    buffer = _buffers(table, 1)[0] if paired else None
     for start in range(0, last, step):
-        yield _Chunk(table, paired, start, min(start + step, last))
+        yield _Chunk(table, buffer, start, min(start + step, last))
 
 
 def _buffers(table: Tensor, count: int) -> list[Tensor]:
