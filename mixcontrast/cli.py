@@ -16,13 +16,14 @@ def main(arguments: list[str] | None = None) -> None:
     if arguments[:1] == ["fit"]:
         _fit(arguments[1:])
         return
-    extra = {"evaluate": "evaluate", "compare": "evaluate", "embed": "embed"}.get("".join(arguments[:1]), "demo")
+    extras = {"evaluate": "evaluate", "evaluate_run": "evaluate", "compare": "evaluate", "embed": "embed"}
+    extra = extras.get("".join(arguments[:1]), "demo")
     try:
         from jsonargparse import auto_cli
 
-        from mixcontrast.evaluation_commands import compare_command, evaluate_command
+        from mixcontrast.evaluation_commands import compare_command, evaluate_command, evaluate_run_command
 
-        commands = {"evaluate": evaluate_command, "compare": compare_command}
+        commands = {"evaluate": evaluate_command, "evaluate_run": evaluate_run_command, "compare": compare_command}
         if extra != "evaluate":  # which needs no encoder
             from mixcontrast.embedding_command import embed_command
 

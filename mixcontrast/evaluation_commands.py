@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mixcontrast.evaluation_inputs import as_codes, is_column, read_bytes, read_of_rows
+import numpy as np
+
+from mixcontrast.evaluation_inputs import as_codes, is_column, read_bytes, read_ks, read_of_rows
 from mixcontrast.files import write_whole
 from mixcontrast.retrieval import (
     CLIP,
@@ -14,11 +17,15 @@ from mixcontrast.retrieval import (
     Evaluation,
     Similarity,
     StoredEmbeddings,
+    clustering_agreement,
     compare,
     comparison_markdown,
     evaluate,
     evaluate_pairs,
+    evaluate_run,
     read_qrels,
+    search,
+    write_run,
 )
 from mixcontrast.retrieval.processes import own_device, place, shared_search
 
@@ -36,7 +43,7 @@ def evaluate_command(
     exclude: str | None = None,
     gallery_exclude: str | None = None,
     by: str | None = None,
-    ks: list[int] | None = None,
+    ks: str | list[int] | None = None,
     preset: Literal["dml", "clip", "trec"] | None = None,
     similarity: Similarity = "cosine",
     ties: Literal["expected", "optimistic", "pessimistic"] = "expected",
@@ -44,7 +51,9 @@ def evaluate_command(
     index: str | None = None,
     index_parameters: str | None = None,
     device: str = "cpu",
+    clusters: bool = False,
     out: Path | None = None,
+    run: Path | None = None,
     report: Path | None = None,
     images: str | None = None,
     texts: str | None = None,
@@ -70,7 +79,7 @@ def evaluate_command(
         exclude: of each query, what a gallery row must not share with it to count (the camera, the vendor).
         gallery_exclude: the same of the gallery; by default the gallery's own column of that name, else as --exclude.
         by: of each query, a group for which results are also told apart.
-        ks: cut-offs; by default those of the preset.
+        ks: cut-offs, joined by commas (1,5,10); by default those of the preset.
         preset: names and metrics of a field: dml, clip or trec; all of our own where it is left out.
         similarity: cosine, inner product or l2.
         ties: expected over the orders of equal items, or the best or worst of them.
@@ -78,9 +87,12 @@ def evaluate_command(
             counted are labels, ids, results, an index and the program itself. By default 1GiB.
         index: a faiss factory string such as IVF1024,Flat for an approximate search.
         index_parameters: of its search, such as nprobe=16.
-        device: where the exact search multiplies, such as cuda.
+        device: where it is searched, such as cuda; an index needs a faiss that is built for it.
+        clusters: with labels, also how well k-means clusters of the queries are their classes: NMI and AMI.
         out: a folder for results.json, results.md, results.csv and queries.csv (a row a query, which compare reads).
             The exact search keeps its finished blocks there until it is done: run the same command again after a kill.
+        run: a TREC run file of the first places, as many as the largest k, for which it searches once more; rows are
+            named by --query_ids and --gallery_ids, or their column id, or their numbers.
         report: an HTML page to look at: tables, curves, confusions, queries with what they find, a map.
         images: for the page, paths of the queries' images.
         texts: for the page, texts of the queries.
@@ -91,9 +103,11 @@ def evaluate_command(
         _check_report(report)
     if (labels is None) == (qrels is None):
         raise ValueError("Say what is relevant by --labels or by --qrels. Got both or neither; give one of them.")
+    if clusters and labels is None:
+        raise ValueError("--clusters compares clusters with classes. Got no --labels; give them, or leave it out.")
     named = None if preset is None else PRESETS[preset]
     settings: dict[str, Any] = {
-        "ks": ks or (named.ks if named else (1, 2, 4, 8)),
+        "ks": read_ks(ks) or (named.ks if named else (1, 2, 4, 8)),
         "similarity": similarity,
         "ties": ties,
         "ranks": preset == "clip",
@@ -152,6 +166,27 @@ def evaluate_command(
                 settings["gallery_labels"] = theirs
             found = evaluate(of_queries, mine, of_gallery, **settings)
         first = place()[0] == 0
+        asked, listed = _named_ids(query_ids, of_queries), _named_ids(gallery_ids, searched)
+        if asked is not None:
+            found = replace(found, names=read_of_rows("query_ids", asked, of_queries).astype(str)[found.queries])
+        if clusters and first:
+            agreement = clustering_agreement(of_queries, relevance["labels"], normalize=similarity == "cosine")
+            found = replace(found, clustering=agreement)
+        if run is not None:
+            numbers = {"query_ids": np.arange(len(searched)), "gallery_ids": np.arange(len(searched))}
+            neighbours = search(
+                of_queries, searched, max(settings["ks"]), similarity=similarity, exclude=settings.get("exclude", ()),
+                memory_limit=settings["memory_limit"], index=index, index_parameters=index_parameters,
+                device=settings["device"], **(numbers if of_gallery is None else {}),
+            )  # fmt: skip
+            if first:
+                ids = [
+                    np.arange(len(table)) if where is None else read_of_rows(option, where, table)
+                    for option, where, table in (
+                        ("query_ids", asked, of_queries), ("gallery_ids", listed, searched)
+                    )
+                ]  # fmt: skip
+                write_run(run, neighbours, *ids)
     shown = found if named is None else found.named(named)
     if first:
         _write(found, shown, out)
@@ -160,7 +195,8 @@ def evaluate_command(
 
         rows = [
             None if table is None else Rows(*(
-                None if where is None else read_of_rows(option, where, table) for option, where in options
+                None if where is None else read_of_rows(option, where, table, may_lack=True)
+                for option, where in options
             ))
             for table, options in (
                 (of_queries, (("images", images), ("texts", texts))),
@@ -191,12 +227,35 @@ def _named_ids(given: str | None, rows: StoredEmbeddings | None) -> str | None:
 
 def _write(found: Evaluation, shown: Evaluation, out: Path | None) -> None:
     """Prints the result, and writes it into a folder."""
-    print(shown.to_markdown())
-    print(_note(found))
+    page, note = shown.to_markdown(), _note(found)
+    print(f"{page}\n{note}")
     if out is not None:
         shown.save(out)
-        write_whole(out / "results.md", lambda file: file.write_text(f"{shown.to_markdown()}\n\n{_note(found)}\n"))
-        write_whole(out / "results.csv", lambda file: file.write_text(shown.to_csv()))
+        write_whole(out / "results.md", lambda file: file.write_text(f"{page}\n\n{note}\n", encoding="utf-8"))
+        write_whole(out / "results.csv", lambda file: file.write_text(shown.to_csv(), encoding="utf-8"))
+
+
+def evaluate_run_command(
+    run: Path,
+    qrels: Path,
+    ks: str | list[int] | None = None,
+    preset: Literal["dml", "clip", "trec"] | None = "trec",
+    ties: Literal["expected", "optimistic", "pessimistic"] = "expected",
+    out: Path | None = None,
+) -> None:
+    """Judges a TREC run file of any program and prints a table of means with 95% intervals.
+
+    Args:
+        run: lines `query Q0 document rank score name`; the order is that of the scores.
+        qrels: what is relevant, a TREC or BEIR file.
+        ks: cut-offs, joined by commas (1,5,10); by default those of the preset.
+        preset: names and metrics of a field.
+        ties: expected over the orders of equal scores, or the best or worst of them.
+        out: a folder for the results, which compare reads.
+    """
+    named = None if preset is None else PRESETS[preset]
+    found = evaluate_run(run, qrels, ks=read_ks(ks) or (named.ks if named else TREC.ks), ties=ties)
+    _write(found, found if named is None else found.named(named), out)
 
 
 def compare_command(first: Path, second: Path, out: Path | None = None, num_changed: int = 10) -> None:
@@ -212,8 +271,10 @@ def compare_command(first: Path, second: Path, out: Path | None = None, num_chan
     page = [comparison_markdown(found)]
     top = next(iter(found.values()))
     if len(top.changed):
-        changed = ", ".join(f"{q} ({c:+.3f})" for q, c in zip(top.changed, top.changes, strict=True))
-        page.append(f"Queries whose {top.metric} changed most, by row: {changed}.")
+        told = top.changed if top.names is None else top.names
+        changed = ", ".join(f"{q} ({c:+.3f})" for q, c in zip(told, top.changes, strict=True))
+        by = "row" if top.names is None and top.changed.dtype.kind in "iu" else "name"
+        page.append(f"Queries whose {top.metric} changed most, by {by}: {changed}.")
     print("\n\n".join(page))
     if out is not None:
         write_whole(out, lambda file: file.write_text("\n\n".join(page) + "\n"))
@@ -221,6 +282,11 @@ def compare_command(first: Path, second: Path, out: Path | None = None, num_chan
 
 def _note(found: Evaluation) -> str:
     settings = found.settings
+    if settings["search"] == "a run":
+        note = f"{len(found.queries):,} queries with something to find."
+        if settings["num_not_in_run"]:
+            note += f" {settings['num_not_in_run']:,} of them are not in the run and count as 0."
+        return note + _note_of_ties(found)
     note = (
         f"{len(found.queries):,} queries, {settings['num_gallery']:,} gallery rows of {settings['dim']} dimensions, "
         f"{settings['similarity']}, {settings['search']} search"
@@ -238,8 +304,15 @@ def _note(found: Evaluation) -> str:
     note += "."
     if max(settings["ks"]) > settings["num_gallery"]:
         note += f" k of {max(settings['ks'])} is over the gallery's size: places past its end are misses."
+    if found.clustering:
+        note += f" Clusters and classes: NMI {found.clustering['nmi']:.4f}, AMI {found.clustering['ami']:.4f}."
+    return note + _note_of_ties(found)
+
+
+def _note_of_ties(found: Evaluation) -> str:
+    note = ""
     if found.num_without_positive:
         note += f" {found.num_without_positive:,} queries have nothing to find and are left out."
     if found.num_tied:
-        note += f" Ties matter for {found.num_tied:,} queries ({settings['ties']})."
+        note += f" Ties matter for {found.num_tied:,} queries ({found.settings['ties']})."
     return note

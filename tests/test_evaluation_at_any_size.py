@@ -146,10 +146,17 @@ def killed_in_the_middle(run, out):
     while len(kept := list(out.glob(".search-*/[!.]*.npz"))) < 3:
         assert run.poll() is None and time.monotonic() < deadline, "it ended before it was killed"
         time.sleep(0.001)
-    os.killpg(run.pid, signal.SIGKILL)
+    for pid in [run.pid, *children(run.pid)]:
+        os.kill(pid, signal.SIGKILL)
     run.wait()
     assert not (out / "results.json").exists()
     return list(out.glob(".search-*/[!.]*.npz")) or kept
+
+
+def children(pid):
+    """All below it: torchrun gives each of its processes a session of its own, which no signal to a group reaches."""
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()
+    return [below for child in map(int, found) for below in (child, *children(child))]
 
 
 def same_files(one, other):

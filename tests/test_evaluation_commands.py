@@ -2,13 +2,14 @@
 
 import json
 
+import ir_measures
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from mixcontrast.cli import main
-from mixcontrast.retrieval import CLIP, DML, evaluate, write_qrels
+from mixcontrast.retrieval import CLIP, DML, clustering_agreement, evaluate, read_run, write_qrels
 
 RNG = np.random.default_rng(0)
 LABELS = np.arange(60) // 4
@@ -64,6 +65,55 @@ def test_qrels(folder, capsys):
     assert "| ndcg_cut_10 |" in shown and "58 queries have nothing to find" in shown
 
 
+def test_a_run_is_written_and_judged(folder, capsys):
+    """Ours by evaluate_run, and by ir-measures through its files."""
+    write_qrels("qrels", [[0, 1], [0, 2], [7, 5]], [f"r{n:03d}" for n in range(60)], [f"{n:03d}" for n in range(60)])
+    (folder / "ids.txt").write_text("\n".join(f"r{n:03d}" for n in range(60)))
+    (folder / "numbers.txt").write_text("\n".join(f"{n:03d}" for n in range(60)))  # 007 is not 7
+    main(["evaluate", "a.npy", "--gallery", "b.npy", "--qrels", "qrels", "--query_ids", "ids.txt", "--gallery_ids",
+          "numbers.txt", "--preset", "trec", "--ks", "1,10", "--run", "runs/a.trec", "--out", "dense"])  # fmt: skip
+    dense = capsys.readouterr().out
+    main(["evaluate_run", "runs/a.trec", "qrels", "--ks", "[1, 10]", "--out", "listed"])
+    listed = capsys.readouterr().out
+    rows = [line for line in listed.splitlines() if line.startswith("| ") and "Rprec" not in line]
+    assert len(rows) > 10 and all(row in dense for row in rows)
+    assert "2 queries with something to find. 58 queries have nothing" in listed
+    run = list(ir_measures.read_trec_run("runs/a.trec"))
+    theirs = ir_measures.calc_aggregate([ir_measures.nDCG @ 10], ir_measures.read_trec_qrels("qrels"), run)
+    assert f"| ndcg_cut_10 | {theirs[ir_measures.nDCG @ 10]:.4f} |" in listed and len(run) == 600
+    assert (folder / "dense" / "queries.csv").read_text().splitlines()[1].startswith("0,r000,")
+    assert (folder / "listed" / "queries.csv").read_text().splitlines()[1].startswith("r000,")
+
+
+def test_a_run_of_queries_among_themselves_and_clusters(folder, capsys):
+    main(["evaluate", "a.npy", "--labels", "rows.csv:class", "--exclude", "rows.csv:vendor", "--ks", "3",
+          "--run", "a.run", "--clusters", "true", "--out", "run"])  # fmt: skip
+    agreement = clustering_agreement(TABLE, LABELS)
+    assert f"NMI {agreement['nmi']:.4f}, AMI {agreement['ami']:.4f}." in capsys.readouterr().out
+    assert json.loads((folder / "run" / "results.json").read_text())["clustering"] == agreement
+    listed = read_run("a.run")
+    assert len(listed) == 60 and all(len(scores) == 3 for scores in listed.values())
+    assert all(int(query) % 4 != int(d) % 4 for query, scores in listed.items() for d in scores)
+
+
+def test_changed_queries_are_named(folder, capsys):
+    for name in ("a", "b"):
+        main(["evaluate", f"{name}.npy", "--labels", "labels.npy", "--gallery", "a.npy", "--gallery_labels",
+              "labels.npy", "--query_ids", "rows.csv:id", "--gallery_ids", "rows.csv:id",
+              "--out", f"run-{name}"])  # fmt: skip
+    main(["compare", "run-b", "run-a"])
+    assert "changed most, by name: r" in capsys.readouterr().out
+
+
+def test_what_cannot_be_an_integer_is_a_text(folder, capsys):
+    """Beyond 64 bits, and forms that int() would merge."""
+    large, zeros = (lambda n: str(2**70 + n)), (lambda n: "0" * (n % 3) + "7" + "1" * (n // 3))
+    for name, form in (("large", large), ("zeros", zeros)):
+        (folder / name).write_text("\n".join(form(label) for label in LABELS.tolist()))
+        main(["evaluate", "a.npy", "--labels", name, "--ks", "1"])
+        assert f"| hit@1 | {evaluate(TABLE, LABELS, ks=(1,)).mean('hit@1'):.4f} |" in capsys.readouterr().out
+
+
 def test_two_runs_compared(folder, capsys):
     for name in ("a", "b"):
         main(["evaluate", f"{name}.npy", "--labels", "labels.npy", "--out", f"run-{name}"])
@@ -86,11 +136,22 @@ def test_two_runs_compared(folder, capsys):
         (["evaluate", "a.npy", "--labels", "labels.npy", "--ks", "[0]"], "`k` must be at least 1"),
         (["evaluate", "a.npy", "--qrels", "labels.npy"], "--qrels name ids"),
         (["evaluate", "a.npy", "--labels", "labels.npy", "--query_ids", "labels.npy"], "--query_ids and --gallery_ids"),
+        (["evaluate", "a.npy", "--labels", "lacking.csv:class"],
+         "--labels needs a value in each row. lacking.csv:class has none for 2 of 60 rows, first row 7 (from 0)"),
+        (["evaluate", "a.npy", "--labels", "floats.npy"], "--labels takes integers or texts. Got float64"),
+        (["evaluate", "a.npy", "--labels", "labels.npy", "--ks", "1,x"], "--ks are whole numbers"),
+        (["evaluate", "a.npy", "--qrels", "labels.npy", "--clusters", "true"], "--clusters compares clusters"),
+        (["evaluate", "nowhere", "--labels", "labels.npy"], "which is not there"),
+        (["evaluate_run", "rows.csv", "rows.csv"], "A line of a run is"),
         (["compare", "nothing", "there"], "A saved evaluation is a folder"),
     ],
-    ids=["relevance", "kind", "none", "half", "column", "gallery-labels", "k", "qrels", "ids", "compare"],
+    ids=["relevance", "kind", "none", "half", "column", "gallery-labels", "k", "qrels", "ids", "lacking", "floats",
+         "ks", "clusters", "nowhere", "run", "compare"],
 )
 def test_bad_input_gets_one_line(folder, arguments, message):
+    np.save("floats.npy", LABELS.astype(float))
+    rows = [f"c{label},v" if row not in (7, 9) else (",v" if row == 7 else "") for row, label in enumerate(LABELS)]
+    (folder / "lacking.csv").write_text("\n".join(["class,vendor", *rows]).replace("\n\n", "\n ,\n") + "\n")
     (folder / "half.npy").write_bytes((folder / "a.npy").read_bytes()[:300])
     with pytest.raises(SystemExit) as raised:
         main(arguments)

@@ -281,9 +281,12 @@ class GeodesicMixup(Mixer):
 
     def _coefficients(self, features: Tensor, lam: Tensor) -> tuple[Tensor, Tensor]:
         """(A,) each: the shares of a row and of its reverse in their mixture."""
-        cosine = (features * features.flip(0)).sum(dim=1)
         if self.detach:
-            cosine = cosine.detach()
+            features = features.detach()
+        if torch.compiler.is_compiling():
+            cosine = (features * features.flip(0)).sum(dim=1)
+        else:
+            cosine = _ReverseCosine.apply(features)
         first, second = self.interpolation.coefficients(lam, cosine)
         return first.expand_as(cosine), second.expand_as(cosine)  # plain linear mixing has one for all
 
@@ -292,6 +295,22 @@ class GeodesicMixup(Mixer):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={term.weight}" for name, term in self.terms.items())
+
+
+class _ReverseCosine(torch.autograd.Function):
+    """(A,) the product of each row with its reverse, which is the reverse's with it."""
+
+    @staticmethod
+    def forward(ctx, features: Tensor) -> Tensor:
+        ctx.save_for_backward(features)
+        count = len(features)
+        half = (features[: (count + 1) // 2] * features[count // 2 :].flip(0)).sum(dim=1)
+        return torch.cat([half, half[: count // 2].flip(0)])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        (features,) = ctx.saved_tensors
+        return features.flip(0).mul_((grad + grad.flip(0))[:, None])
 
 
 class _MixWithReverse(torch.autograd.Function):

@@ -265,7 +265,8 @@ class _View:
         points = (points - low) / np.maximum(high - low, 1e-9) * 560 + 20
         kinds, legend = self._kinds(rows)
         titles = [self._title(int(row)) for row in rows]
-        return {"points": list(zip(points.round(1).tolist(), kinds, titles, strict=True)), "legend": legend}
+        shown = list(zip(points.round(1).tolist(), kinds, titles, strict=True))
+        return {"points": shown, "legend": legend, "others": bool(legend) and 0 in kinds}
 
     def _kinds(self, rows: np.ndarray) -> tuple[list[int], list[str]]:
         """A colour a point: of the first attribute's eight largest groups, else of the eight largest classes."""

@@ -19,10 +19,11 @@ from mixcontrast.retrieval.metrics import (
 from mixcontrast.retrieval.presets import CLIP, DML, TREC, Preset
 from mixcontrast.retrieval.processes import shared_search
 from mixcontrast.retrieval.results import Comparison, Evaluation, compare, comparison_markdown
+from mixcontrast.retrieval.runs import evaluate_run
 from mixcontrast.retrieval.search import Neighbours, assign_clusters, search
 from mixcontrast.retrieval.statistics import Interval, bootstrap_interval, paired_difference, permutation_p_value
 from mixcontrast.retrieval.store import StoredEmbeddings
-from mixcontrast.retrieval.trec import read_qrels, read_run, write_qrels, write_run
+from mixcontrast.retrieval.trec import read_judgements, read_qrels, read_run, write_qrels, write_run
 
 __all__ = [
     "CLIP",
@@ -44,6 +45,7 @@ __all__ = [
     "comparison_markdown",
     "evaluate",
     "evaluate_pairs",
+    "evaluate_run",
     "first_rank",
     "hit_at_k",
     "map_at_k",
@@ -53,6 +55,7 @@ __all__ = [
     "permutation_p_value",
     "precision_at_k",
     "r_precision",
+    "read_judgements",
     "read_qrels",
     "read_run",
     "recall_at_k",

@@ -6,7 +6,16 @@ from functools import partial
 
 import numpy as np
 
-from mixcontrast.retrieval.exact import Rules, Similarity, in_order, load_faiss, longest, without
+from mixcontrast.retrieval.exact import (
+    GPU_PLACES,
+    Rules,
+    Similarity,
+    gpu_number,
+    in_order,
+    load_faiss,
+    longest,
+    without,
+)
 from mixcontrast.retrieval.processes import everyone, place
 from mixcontrast.retrieval.tables import Table
 
@@ -27,9 +36,10 @@ class ApproximateIndex:
         factory: faiss's description, such as "IVF1024,Flat", "HNSW32", "OPQ16,IVF1024,PQ16".
         parameters: of the search, such as "nprobe=16" or "efSearch=64".
         limit: bytes; the sample takes at most a quarter.
+        device: "cpu", or a GPU ("cuda"), where faiss has a build for it and this kind of index.
 
     Raises:
-        ValueError: faiss cannot build it.
+        ValueError: faiss cannot build it, or not there.
     """
 
     def __init__(
@@ -40,8 +50,9 @@ class ApproximateIndex:
         factory: str,
         parameters: str,
         limit: int | None,
+        device: str,
     ) -> None:
-        self.factory, self.parameters, self._similarity = factory, parameters, similarity
+        self.factory, self.parameters, self._similarity, self.device = factory, parameters, similarity, device
         self.longest = 0.0
         everyone(partial(self._build, gallery, blocks, limit) if place()[0] == 0 else lambda: None)
 
@@ -56,6 +67,9 @@ class ApproximateIndex:
         most = _SAMPLE if limit is None else max(1, min(_SAMPLE, limit // 4 // (4 * dim)))
         try:
             self._index = faiss.index_factory(dim, self.factory, metric)
+            if self.device != "cpu":
+                self._resources = faiss.StandardGpuResources()
+                self._index = faiss.index_cpu_to_gpu(self._resources, gpu_number(self.device), self._index)
             if not self._index.is_trained:
                 drawn = np.random.default_rng(0).choice(rows, min(rows, most), replace=False)
                 self._index.train(gallery.take(np.sort(drawn)))
@@ -64,7 +78,8 @@ class ApproximateIndex:
                 self.longest = max(self.longest, longest(block, self._similarity))
                 self._index.add(block)
             if self.parameters:
-                faiss.ParameterSpace().set_index_parameters(self._index, self.parameters)
+                space = faiss.ParameterSpace if self.device == "cpu" else faiss.GpuParameterSpace
+                space().set_index_parameters(self._index, self.parameters)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0].rsplit("Error: ", 1)[-1]
             given = f"{self.factory!r}" + (f" with {self.parameters!r}" if self.parameters else "")
@@ -75,7 +90,14 @@ class ApproximateIndex:
 
     def _search(self, queries: np.ndarray, k: int, rules: Rules) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         most = sum(int(np.unique(theirs, return_counts=True)[1].max()) for _, theirs in rules)
-        found, rows = self._index.search(queries, min(k + min(most, _MORE), self._index.ntotal))
+        places = min(k + min(most, _MORE), self._index.ntotal)
+        if self.device != "cpu" and places > GPU_PLACES:
+            if k > GPU_PLACES:
+                raise ValueError(
+                    f"faiss finds up to {GPU_PLACES} places on a GPU. Got {k}; take device='cpu', or fewer places."
+                )
+            places = GPU_PLACES
+        found, rows = self._index.search(queries, places)
         out = rows < 0
         for mine, theirs in rules:
             out |= theirs[rows] == mine[:, None]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+_LONGEST = 9e18  # of a row: its square, and that of a sum of two, is a float32
 
 
 def as_array(value: Any) -> np.ndarray:
@@ -23,8 +26,7 @@ def check_table(name: str, table: Any, normalize: bool, first: int = 0) -> np.nd
     table = as_array(table)
     if table.ndim != 2 or 0 in table.shape:
         raise ValueError(
-            f"`{name}` must have shape (rows, dimensions), neither of them 0. Got {table.shape}; "
-            "give one vector a row."
+            f"`{name}` must have shape (rows, dimensions), neither of them 0. Got {table.shape}; give one vector a row."
         )
     if not np.issubdtype(table.dtype, np.floating):
         raise TypeError(f"`{name}` must be floats. Got {table.dtype}; are embeddings and labels swapped?")
@@ -37,6 +39,13 @@ def check_table(name: str, table: Any, normalize: bool, first: int = 0) -> np.nd
             f"row {first + int(np.argmin(finite))}; drop those rows, or look at the encoder."
         )
     if not normalize:
+        with np.errstate(over="ignore"):
+            square = np.einsum("nd,nd->n", table, table)
+        if not (square <= _LONGEST**2).all():
+            raise ValueError(
+                f"`{name}` must be shorter than {_LONGEST:.0e} a row: float32 holds no larger similarity. Got row "
+                f"{first + int(np.argmax(square))} and more; scale all by one number, or measure by cosine."
+            )
         return table
     with np.errstate(over="ignore", under="ignore"):
         length = np.linalg.norm(table, axis=1, keepdims=True)
@@ -67,14 +76,40 @@ def check_k(k: Any) -> int:
     return k
 
 
-def check_integers(name: str, values: Any, length: int) -> np.ndarray:
-    """(length,) int64, compared as integers and never as floats."""
+def check_values(name: str, values: Any, length: int) -> np.ndarray:
+    """(length,) integers or texts, never compared as floats: int64 where they fit, else uint64, or texts."""
     values = as_array(values)
-    if not np.issubdtype(values.dtype, np.integer) and values.dtype != bool:
-        raise TypeError(f"`{name}` must be integers. Got {values.dtype}; floats above 2**24 merge classes.")
+    if values.dtype == object and all(isinstance(value, str) for value in values.ravel()):
+        values = values.astype(str)
+    if values.dtype.kind not in "iubU":
+        raise TypeError(
+            f"`{name}` must be integers or texts. Got {values.dtype}; floats above 2**24 merge classes, and a missing "
+            "value is none."
+        )
     if values.shape != (length,):
-        raise ValueError(f"`{name}` must be one integer a row. Got {values.shape} for {length} rows; give one each.")
+        raise ValueError(f"`{name}` must be one value a row. Got {values.shape} for {length} rows; give one each.")
+    if values.dtype.kind == "U" or (values.dtype == np.uint64 and (values > np.iinfo(np.int64).max).any()):
+        return values
     return values.astype(np.int64)
+
+
+def shared_codes(mine: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Checked values numbered from 0, alike in both, and how many there are; a text and a number are equal as texts."""
+    if mine.dtype.kind != theirs.dtype.kind:  # int64 and uint64 would meet as floats
+        kind = str if "U" in (mine.dtype.kind, theirs.dtype.kind) else object
+        mine, theirs = mine.astype(kind), theirs.astype(kind)
+    values, inverse = np.unique(np.concatenate([mine, theirs]), return_inverse=True)
+    inverse = inverse.astype(np.int64)
+    return inverse[: len(mine)], inverse[len(mine) :], len(values)
+
+
+def as_integers(values: Sequence[str]) -> np.ndarray:
+    """(N,) int64 where all are written as such, else the texts: 007, 1_000 and what int64 cannot hold are texts."""
+    try:
+        numbers = np.array([int(value) for value in values], np.int64)
+    except (ValueError, OverflowError):
+        return np.array(values)
+    return numbers if all(str(n) == v for n, v in zip(numbers.tolist(), values, strict=True)) else np.array(values)
 
 
 def check_rules(
@@ -91,15 +126,9 @@ def check_rules(
                 "`exclude` holds pairs (of each query, of each gallery row) of what must differ. "
                 f"Got {len(rule)} entries; pass exclude=[(query_cameras, gallery_cameras)]."
             )
-        mine, theirs = as_array(rule[0]), as_array(rule[1])
-        for name, values, length in (("query", mine, num_queries), ("gallery", theirs, num_gallery)):
-            if values.shape != (length,) or np.issubdtype(values.dtype, np.floating):
-                raise ValueError(
-                    f"`exclude` needs an integer or a text for each {name} row. "
-                    f"Got {values.dtype} {values.shape} for {length} rows; give one each."
-                )
-        inverse = np.unique(np.concatenate([mine, theirs]), return_inverse=True)[1].astype(np.int64)
-        rules.append((inverse[:num_queries], inverse[num_queries:]))
+        mine = check_values("exclude, of the queries", rule[0], num_queries)
+        theirs = check_values("exclude, of the gallery", rule[1], num_gallery)
+        rules.append(shared_codes(mine, theirs)[:2])
     return rules
 
 
@@ -112,7 +141,6 @@ def check_ids(
         raise ValueError(f"Leaving out a query's own entries needs both ids. Got only `{given}`; give both or neither.")
     if query_ids is None:
         return None
-    return (
-        check_integers("query_ids", query_ids, num_queries),
-        check_integers("gallery_ids", gallery_ids, num_gallery),
-    )
+    mine = check_values("query_ids", query_ids, num_queries)
+    theirs = check_values("gallery_ids", gallery_ids, num_gallery)
+    return (mine, theirs) if mine.dtype == theirs.dtype == np.int64 else shared_codes(mine, theirs)[:2]

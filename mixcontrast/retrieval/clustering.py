@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from mixcontrast.retrieval.checks import as_array, check_integers
+from mixcontrast.retrieval.checks import check_values
 from mixcontrast.retrieval.search import assign_clusters
+from mixcontrast.retrieval.tables import Table
 
 
 def clustering_agreement(
@@ -18,8 +19,8 @@ def clustering_agreement(
     NMI rises with the number of clusters even where they mean nothing; AMI is 0 for chance, so compare by it.
 
     Args:
-        embeddings: (N, D) floats.
-        labels: (N,) integers.
+        embeddings: (N, D) floats, or `StoredEmbeddings`, which k-means reads whole.
+        labels: (N,) integers or texts.
         normalize: cluster directions, by cosine.
         num_clusters: None: as many as there are classes.
         seed: of k-means.
@@ -29,7 +30,7 @@ def clustering_agreement(
 
     Raises:
         ValueError: shapes that do not fit, NaN, rows of zeros under cosine, more clusters than rows.
-        TypeError: labels that are not integers.
+        TypeError: labels that are neither integers nor texts.
 
     Source: Vinh, Epps, Bailey, JMLR 2010; k-means and both measures are faiss's and scikit-learn's.
 
@@ -42,11 +43,10 @@ def clustering_agreement(
         raise ImportError(
             "Agreement of clusters needs scikit-learn. It is not installed; pip install 'mixcontrast[retrieval]'"
         ) from error
-    embeddings = as_array(embeddings)
-    labels = check_integers("labels", labels, len(embeddings))
-    clusters = assign_clusters(
-        embeddings, num_clusters or len(np.unique(labels)), normalize=normalize, seed=seed
-    )
+    table = Table("embeddings", embeddings, normalize)
+    embeddings = table.read(0, len(table))
+    labels = check_values("labels", labels, len(embeddings))
+    clusters = assign_clusters(embeddings, num_clusters or len(np.unique(labels)), normalize=normalize, seed=seed)
     return {
         "nmi": float(normalized_mutual_info_score(labels, clusters)),
         "ami": float(adjusted_mutual_info_score(labels, clusters)),

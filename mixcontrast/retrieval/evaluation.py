@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mixcontrast.retrieval.checks import as_array, check_integers, check_rules
+from mixcontrast.retrieval.checks import as_array, check_rules, check_values, shared_codes
 from mixcontrast.retrieval.exact import Rules, Similarity, check_similarity
 from mixcontrast.retrieval.judging import Task, judge
 from mixcontrast.retrieval.results import Evaluation
@@ -40,18 +40,18 @@ def evaluate(
     """Class retrieval: a gallery item is relevant when its class is the query's.
 
     Without a gallery the queries are searched among themselves, each without itself. Reported are `hit@k` (what metric
-    learning calls Recall@k), `recall@k`, `precision@k`, `map@k` and `ndcg@k` for each k, `mrr` (over the places
-    searched), `r_precision` and `map@r`; and `first_rank`, if asked for.
+    learning calls Recall@k), `recall@k`, `precision@k`, `map@k` and `ndcg@k` for each k, `mrr` (among the first places,
+    as many as the largest k), `r_precision` and `map@r`; and `first_rank`, if asked for.
 
     Args:
         queries: (Q, D) floats, a tensor or array, or `StoredEmbeddings`.
-        labels: (Q,) integers of any size.
+        labels: (Q,) integers of any size, or texts.
         gallery: (G, D) floats, or `StoredEmbeddings`.
-        gallery_labels: (G,) integers.
+        gallery_labels: (G,) integers or texts.
         ks: each at least 1.
         similarity: "cosine", "inner product" or "l2".
-        query_ids: (Q,) integers; with `gallery_ids`, gallery rows of the query's own id are left out.
-        gallery_ids: (G,) integers.
+        query_ids: (Q,) integers or texts; with `gallery_ids`, gallery rows of the query's own id are left out.
+        gallery_ids: (G,) integers or texts.
         exclude: further pairs of (Q,) and (G,) integers or texts: gallery rows whose value is the query's are left out,
             relevant or not (the same camera, the same vendor).
         attributes: name to (Q,) of what else is known of the queries; the result also tells them apart by it.
@@ -69,7 +69,7 @@ def evaluate(
 
     Raises:
         ValueError: shapes that do not fit, NaN, rows of zeros, k below 1, no query with a positive.
-        TypeError: labels or ids that are not integers.
+        TypeError: labels or ids that are neither integers nor texts.
 
     >>> result = evaluate([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]], [0, 0, 1, 1], ks=(1,))
     >>> result.mean("hit@1")
@@ -82,14 +82,13 @@ def evaluate(
         raise ValueError("A gallery needs its labels. Got none; pass gallery_labels=.")
     similarity = check_similarity(similarity)
     queries, gallery = check_tables(queries, gallery, similarity == "cosine")
-    labels = check_integers("labels", labels, len(queries))
-    gallery_labels = labels if alone else check_integers("gallery_labels", gallery_labels, len(gallery))
+    labels = check_values("labels", labels, len(queries))
+    gallery_labels = labels if alone else check_values("gallery_labels", gallery_labels, len(gallery))
     if alone:
         query_ids = gallery_ids = np.arange(len(queries))
     rules = check_rules(query_ids, gallery_ids, exclude, len(queries), len(gallery))
-    classes, inverse = np.unique(np.concatenate([labels, gallery_labels]), return_inverse=True)
-    query_class, gallery_class = inverse[: len(labels)], inverse[len(labels) :]
-    num_relevant = np.bincount(gallery_class, minlength=len(classes))[query_class]
+    query_class, gallery_class, num_classes = shared_codes(labels, gallery_labels)
+    num_relevant = np.bincount(gallery_class, minlength=num_classes)[query_class]
     num_relevant = num_relevant - _num_excluded(query_class, gallery_class, rules)
 
     def gains(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -147,7 +146,7 @@ def evaluate_pairs(
             above 0 is relevant. None: every pair 1.
         ks: each at least 1.
         similarity: as in `evaluate`.
-        groups: (Q,) integers over which intervals are taken.
+        groups: (Q,) integers or texts over which intervals are taken.
         query_ids: as in `evaluate`.
         gallery_ids: as in `evaluate`.
         exclude: as in `evaluate`.
@@ -205,7 +204,7 @@ def evaluate_pairs(
     def ideal(rows: np.ndarray, places: int) -> np.ndarray:
         return np.arange(places) < num_relevant[rows][:, None] if graded is None else graded[rows]
 
-    groups = None if groups is None else check_integers("groups", groups, len(queries))
+    groups = None if groups is None else check_values("groups", groups, len(queries))
     searcher = open_searcher(
         queries,
         gallery,

@@ -61,9 +61,9 @@ class RetrievalEvaluator:
 
         Args:
             embeddings: (Q, D) floats, tensors of any device or arrays.
-            labels: (Q,) integers.
+            labels: (Q,) integers or texts.
             gallery: (G, D) floats.
-            gallery_labels: (G,) integers.
+            gallery_labels: (G,) integers or texts.
 
         Returns:
             Name to mean (of a first rank, to median), in the order of the preset's table.

@@ -16,7 +16,7 @@ Similarity = Literal["cosine", "inner product", "l2"]
 Rules = list[tuple[np.ndarray, np.ndarray]]  # of each query, of each gallery row: what must differ
 
 _MANY = 64  # rows left out of a query's search before it is cheaper to search a gallery without them
-_GPU_PLACES = 2048  # the most that faiss finds on a GPU
+GPU_PLACES = 2048  # the most that faiss finds on a GPU
 _COLUMNS = 1 << 13
 
 
@@ -94,16 +94,26 @@ def _knn(
     metric = faiss.METRIC_L2 if similarity == "l2" else faiss.METRIC_INNER_PRODUCT
     if device == "cpu":
         rows = faiss.knn(queries, gallery, k, metric=metric)[1]
-    elif device.startswith("cuda") and k <= _GPU_PLACES and faiss.get_num_gpus() > 0:
-        number = int(device.removeprefix("cuda:")) if ":" in device else -1  # -1: the current one
+    elif device.startswith("cuda") and k <= GPU_PLACES and faiss.get_num_gpus() > 0:
         resources = faiss.StandardGpuResources()
-        rows = faiss.knn_gpu(resources, queries, gallery, k, metric=metric, device=number)[1]
+        rows = faiss.knn_gpu(resources, queries, gallery, k, metric=metric, device=gpu_number(device))[1]
     else:
         from mixcontrast.retrieval.torch_search import torch_knn
 
         rows = torch_knn(queries, gallery, k, similarity, device)[1]
     rows = rows.astype(np.int64, copy=False)
     return in_order(of_places(queries, gallery, rows, similarity), rows)
+
+
+def gpu_number(device: str) -> int:
+    """Of "cuda:1" the 1; of "cuda" torch's current one.
+
+    >>> gpu_number("cuda:1")
+    1
+    """
+    import torch
+
+    return int(device.removeprefix("cuda:")) if ":" in device else torch.cuda.current_device()
 
 
 def in_order(found: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -75,12 +75,12 @@ def judge(
     for chunk in searcher.chunks(np.arange(len(kept)), places + searcher.more):
         for part, ranked in _rankings(task, kept[chunk], places):
             part = chunk[part]
-            found = _metrics(ranked, ks)
+            found = metrics_of(ranked, ks, ks[-1])
             if ranks:
                 found["first_rank"] = metrics.first_rank(ranked)
             for name, of_part in found.items():
                 values.setdefault(name, np.empty(len(kept)))[part] = of_part
-            tied[part] = _ties_at_cuts(ranked, ks, task.num_relevant[kept[part]])
+            tied[part] = ties_at_cuts(ranked, ks, task.num_relevant[kept[part]])
     if ranks:
         _rank_those_behind(task, kept, values["first_rank"], places)
     settings = searcher.settings() | {"ties": task.ties, "tie_tolerance": TIE_TOLERANCE, "ks": ks}
@@ -213,7 +213,8 @@ def _counts_around(task: Task, rows: np.ndarray, best: np.ndarray, longest: floa
     return counts
 
 
-def _metrics(ranked: RankedRelevance, ks: list[int]) -> dict[str, np.ndarray]:
+def metrics_of(ranked: RankedRelevance, ks: list[int], depth: int) -> dict[str, np.ndarray]:
+    """Every metric of rankings, at each k; the reciprocal rank is among the first `depth` places."""
     values = {}
     for name, metric in (
         ("hit", metrics.hit_at_k),
@@ -224,13 +225,13 @@ def _metrics(ranked: RankedRelevance, ks: list[int]) -> dict[str, np.ndarray]:
     ):
         for k in ks:
             values[f"{name}@{k}"] = metric(ranked, k)
-    values["mrr"] = metrics.reciprocal_rank(ranked)
+    values["mrr"] = metrics.reciprocal_rank(ranked, depth)
     values["r_precision"] = metrics.r_precision(ranked)
     values["map@r"] = metrics.map_at_r(ranked)
     return values
 
 
-def _ties_at_cuts(ranked: RankedRelevance, ks: list[int], num_relevant: np.ndarray) -> np.ndarray:
+def ties_at_cuts(ranked: RankedRelevance, ks: list[int], num_relevant: np.ndarray) -> np.ndarray:
     """(n,) bool: a tie group with both kinds of items reaches over a k or over R."""
     mixed = (ranked.relevant > 0) & (ranked.relevant < ranked.size)
     reaches = mixed & (ranked.offset + 1 < ranked.size)

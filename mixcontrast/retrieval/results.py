@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mixcontrast.retrieval.checks import as_integers
 from mixcontrast.retrieval.presets import Preset
 from mixcontrast.retrieval.statistics import Interval, bootstrap_interval, paired_difference, permutation_p_value
 
@@ -31,6 +32,8 @@ class Evaluation:
         num_tied: for how many queries a tie reached over a cut, so that the order of equal items would have mattered.
         attributes: name to (Q,) of what else is known of the queries (vendor, category), for results by group.
         settings: how it was measured: similarity, ties, sizes, dtype, index; for the record.
+        names: (Q,) what the queries are called, for people; None: they are told by their number.
+        clustering: agreement of clusters with the classes, where it was asked for.
     """
 
     values: dict[str, np.ndarray]
@@ -40,6 +43,8 @@ class Evaluation:
     num_tied: int
     attributes: dict[str, np.ndarray] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    names: np.ndarray | None = None
+    clustering: dict[str, float] = field(default_factory=dict)
 
     def mean(self, metric: str) -> float:
         """The mean of a metric over queries; in [0, 1] but for ranks."""
@@ -91,6 +96,8 @@ class Evaluation:
             queries=self.queries[kept],
             groups=None if self.groups is None else self.groups[kept],
             attributes={name: values[kept] for name, values in self.attributes.items()},
+            names=None if self.names is None else self.names[kept],
+            clustering={},
         )
 
     def named(self, preset: Preset) -> Evaluation:
@@ -108,6 +115,8 @@ class Evaluation:
             "num_tied": self.num_tied,
             "settings": self.settings,
         }
+        if self.clustering:
+            found["clustering"] = self.clustering
         if self.attributes:
             found["by"] = {
                 attribute: {
@@ -148,6 +157,8 @@ class Evaluation:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         columns: dict[str, np.ndarray] = {"query": self.queries}
+        if self.names is not None:
+            columns["name"] = self.names
         if self.groups is not None:
             columns["group"] = self.groups
         columns |= {f"attribute:{name}": values for name, values in self.attributes.items()} | self.values
@@ -182,16 +193,19 @@ class Evaluation:
                 "write it by Evaluation.save or mixcontrast evaluate --out."
             ) from None
         columns = dict(zip(header, zip(*rows, strict=True), strict=True))
-        attributes = {name[len("attribute:") :]: _typed(columns.pop(name)) for name in header if ":" in name}
-        queries, groups = _typed(columns.pop("query")), columns.pop("group", None)
+        attributes = {name[len("attribute:") :]: as_integers(columns.pop(name)) for name in header if ":" in name}
+        queries, groups = as_integers(columns.pop("query")), columns.pop("group", None)
+        names = columns.pop("name", None)
         return cls(
             values={name: np.array(column, np.float64) for name, column in columns.items()},
             queries=queries,
-            groups=None if groups is None else _typed(groups),
+            groups=None if groups is None else as_integers(groups),
             num_without_positive=found["num_without_positive"],
             num_tied=found["num_tied"],
             attributes=attributes,
             settings=found["settings"],
+            names=None if names is None else np.array(names),
+            clustering=found.get("clustering", {}),
         )
 
     def _found(self) -> list[tuple[str, Interval]]:
@@ -216,15 +230,16 @@ class Comparison:
 
     Attributes:
         metric: its name.
-        first: mean of the first.
-        second: mean of the second.
-        difference: mean of `second - first` with its 95% interval.
-        p_value: two-sided, of a paired permutation test; over classes where there are any.
+        first: mean of the first; of a first rank, the median.
+        second: mean of the second, or its median.
+        difference: mean of `second - first` with its 95% interval; of a first rank, that of the medians.
+        p_value: two-sided, of a paired permutation test of the mean change; over classes where there are any.
         num_won: queries on which the second is better.
         num_lost: queries on which it is worse.
         num_even: the others.
         changed: (M,) the queries that changed most, largest change first.
         changes: (M,) their changes.
+        names: (M,) what they are called; None: they are told by their number.
     """
 
     metric: str
@@ -237,12 +252,13 @@ class Comparison:
     num_even: int
     changed: np.ndarray
     changes: np.ndarray
+    names: np.ndarray | None = None
 
 
 def compare(
     first: Evaluation, second: Evaluation, *, num_changed: int = 10, seed: int = 0
 ) -> dict[str, Comparison]:
-    """Two evaluations of the same queries, for each metric that both have.
+    """Two evaluations of the same queries, by row or else by name, for each metric that both have.
 
     Args:
         first: say, the baseline.
@@ -259,12 +275,7 @@ def compare(
     >>> found.second, found.num_lost
     (1.0, 0)
     """
-    if not np.array_equal(first.queries, second.queries):
-        shared = len(np.intersect1d(first.queries, second.queries))
-        raise ValueError(
-            "Two evaluations are compared on the same queries in the same order. "
-            f"Got {len(first.queries)} and {len(second.queries)}, {shared} in both; evaluate both on one set."
-        )
+    second = _in_the_order_of(first, second)
     metrics = [name for name in first.values if name in second.values]
     if not metrics:
         raise ValueError(
@@ -280,20 +291,38 @@ def compare(
         change = b - a
         order = np.argsort(-np.abs(change), kind="stable")[:num_changed]
         order = order[change[order] != 0]
+        of_ranks = metric in MEDIANS
+        middle = np.median if of_ranks else np.mean
         better = -change if metric in SMALLER_IS_BETTER else change
         found[metric] = Comparison(
             metric=metric,
-            first=float(a.mean()),
-            second=float(b.mean()),
-            difference=paired_difference(b, a, groups=groups, seed=seed),
+            first=float(middle(a)),
+            second=float(middle(b)),
+            difference=paired_difference(b, a, groups=groups, seed=seed, median=of_ranks),
             p_value=permutation_p_value(b, a, groups=groups, seed=seed),
             num_won=int((better > 0).sum()),
             num_lost=int((better < 0).sum()),
             num_even=int((change == 0).sum()),
             changed=first.queries[order],
             changes=change[order],
+            names=None if first.names is None else first.names[order],
         )
     return found
+
+
+def _in_the_order_of(first: Evaluation, second: Evaluation) -> Evaluation:
+    """The second with its queries in the order of the first's: a run of another program knows names and no rows."""
+    if np.array_equal(first.queries, second.queries):
+        return second
+    one, other = ((e.queries if e.names is None else e.names).astype(str) for e in (first, second))
+    order = np.argsort(other, kind="stable")
+    place = order[np.searchsorted(other, one, sorter=order).clip(max=len(other) - 1)]
+    if len(one) != len(other) or len(np.unique(place)) != len(one) or (other[place] != one).any():
+        raise ValueError(
+            "Two evaluations are compared on the same queries. "
+            f"Got {len(one)} and {len(other)}, {len(np.intersect1d(one, other))} in both; evaluate both on one set."
+        )
+    return second.of_queries(place)
 
 
 def comparison_markdown(found: Mapping[str, Comparison]) -> str:
@@ -318,11 +347,3 @@ def _markdown(headers: list[str], rows: list[list[str]]) -> str:
 
 def _quoted(text: str) -> str:
     return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\n') else text
-
-
-def _typed(column: tuple[str, ...]) -> np.ndarray:
-    """Integers where all are, else text."""
-    try:
-        return np.array([int(cell) for cell in column], np.int64)
-    except ValueError:
-        return np.array(column)

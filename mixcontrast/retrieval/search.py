@@ -61,9 +61,9 @@ def search(
         gallery: (G, D) floats, or `StoredEmbeddings`, which are read block by block.
         k: how many, at least 1. A gallery smaller than `k` gives as many columns as it has rows: never padding.
         similarity: "cosine", "inner product", or "l2": the negative squared distance, so that higher is closer.
-        query_ids: (Q,) integers of any size; with `gallery_ids`, a gallery row whose id is the query's is left out:
-            by identity, wherever it ranks.
-        gallery_ids: (G,) integers.
+        query_ids: (Q,) integers of any size, or texts; with `gallery_ids`, a gallery row whose id is the query's is
+            left out: by identity, wherever it ranks.
+        gallery_ids: (G,) integers or texts.
         exclude: further pairs of (Q,) and (G,) integers or texts; a gallery row whose value is the query's is left
             out (the same camera, the same vendor).
         memory_limit: bytes that embeddings, candidates and their copies may take at once in a process; not counted are
@@ -73,7 +73,7 @@ def search(
             trained on a sample and filled in blocks. Rows that it does not find are not `valid`.
         index_parameters: of its search: "nprobe=16", "efSearch=64".
         device: where products are made: "cpu", or a GPU ("cuda"): through faiss where its build and `k` allow, else
-            through torch.
+            through torch; an index only through faiss.
         resume: a folder in which the exact search keeps finished blocks, so that a killed run goes on where it stopped;
             what it kept is removed at the end.
 
@@ -83,7 +83,7 @@ def search(
     Raises:
         ValueError: shapes that do not fit, NaN, rows of zeros under cosine, `k` below 1, an empty gallery, an index
             that faiss cannot build.
-        TypeError: embeddings that are not floats, ids that are not integers.
+        TypeError: embeddings that are not floats, ids that are neither integers nor texts.
         ImportError: faiss is not installed.
 
     >>> found = search([[1.0, 0.0]], [[0.0, 1.0], [2.0, 0.1], [-1.0, 0.0]], k=5)

@@ -314,13 +314,17 @@ def open_searcher(
         queries=queries, gallery=gallery, rules=rules, similarity=similarity, memory_limit=memory_limit, device=device
     )
     if index is not None:
-        if device != "cpu":
-            raise ValueError(f"An index is searched on the CPU. Got device {device!r}; leave one of the two out.")
+        if device != "cpu" and not (device.startswith("cuda") and exact.load_faiss().get_num_gpus()):
+            raise ValueError(
+                f"An index is searched on a GPU only by a faiss that is built for it. Got device {device!r} and none; "
+                "take device='cpu', or install faiss-gpu-cu12."
+            )
         if resume is not None:  # what a killed exact search left is of no use
             KeptBlocks(resume, "", place()[0] == 0)
         blocks, limit = searcher.blocks(), searcher.limit
         return replace(
-            searcher, index=ApproximateIndex(gallery, blocks, similarity, index, index_parameters or "", limit)
+            searcher,
+            index=ApproximateIndex(gallery, blocks, similarity, index, index_parameters or "", limit, device),
         )
     if resume is None:
         return searcher

@@ -63,7 +63,7 @@ def bootstrap_interval(
     if not 0 < confidence < 1:
         raise ValueError(f"`confidence` must lie in (0, 1). Got {confidence}; 0.95 is common.")
     if median:
-        return _median_interval(values, groups, confidence, num_resamples, seed)
+        return _percentiles(float(np.median(values)), _medians(values, groups, num_resamples, seed), confidence)
     totals, counts = values, np.ones(len(values))
     if groups is not None:
         inverse = _inverse(groups, values)
@@ -94,10 +94,8 @@ def bootstrap_interval(
     return Interval(mean, float(result.confidence_interval.low), float(result.confidence_interval.high), confidence)
 
 
-def _median_interval(
-    values: np.ndarray, groups: Any, confidence: float, num_resamples: int, seed: int
-) -> Interval:
-    """The median with its percentile bootstrap interval: queries weighted by how often their group was drawn."""
+def _medians(values: np.ndarray, groups: Any, num_resamples: int, seed: int) -> np.ndarray:
+    """(num_resamples,) medians: queries weighted by how often their group was drawn; a seed draws the same groups."""
     inverse = np.arange(len(values)) if groups is None else _inverse(groups, values)
     order = np.argsort(values, kind="stable")
     values, inverse = values[order], inverse[order]
@@ -110,8 +108,12 @@ def _median_interval(
         half = (running[-1] - 1) / 2  # an even count has two middle values
         low, high = np.searchsorted(running, [np.floor(half), np.ceil(half)], side="right")
         medians[resample] = (values[low] + values[high]) / 2
-    ends = np.quantile(medians, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(np.median(values)), float(ends[0]), float(ends[1]), confidence)
+    return medians
+
+
+def _percentiles(middle: float, resampled: np.ndarray, confidence: float) -> Interval:
+    ends = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(middle, float(ends[0]), float(ends[1]), confidence)
 
 
 def permutation_p_value(
@@ -163,15 +165,29 @@ def permutation_p_value(
 
 
 def paired_difference(
-    first: Any, second: Any, *, groups: Any = None, confidence: float = 0.95, num_resamples: int = 2000, seed: int = 0
+    first: Any,
+    second: Any,
+    *,
+    groups: Any = None,
+    confidence: float = 0.95,
+    num_resamples: int = 2000,
+    seed: int = 0,
+    median: bool = False,
 ) -> Interval:
     """The mean of `first - second`, query by query, with its bootstrap interval; arguments as `bootstrap_interval`.
+
+    With `median` it is the difference of the two medians, both of the same queries in each resample.
 
     Raises:
         ValueError: lengths that differ, and as `bootstrap_interval`.
     """
+    change = _paired(first, second)
+    if median:
+        first, second = as_array(first).astype(np.float64), as_array(second).astype(np.float64)
+        resampled = _medians(first, groups, num_resamples, seed) - _medians(second, groups, num_resamples, seed)
+        return _percentiles(float(np.median(first) - np.median(second)), resampled, confidence)
     return bootstrap_interval(
-        _paired(first, second), groups=groups, confidence=confidence, num_resamples=num_resamples, seed=seed
+        change, groups=groups, confidence=confidence, num_resamples=num_resamples, seed=seed
     )
 
 

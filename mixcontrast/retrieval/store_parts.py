@@ -189,8 +189,8 @@ def open_part(path: Path) -> Part:
     }  # fmt: skip
     if path.suffix not in kinds:
         raise ValueError(
-            f"Embeddings are .npy, .safetensors, .parquet, .arrow or .feather files, or a folder of them. Got {path}; "
-            "save them as one of these."
+            f"Embeddings are .npy, .safetensors, .parquet, .arrow or .feather files, or a folder of them. Got {path}"
+            f"{'; save them as one of these' if path.exists() else ', which is not there; is the name right?'}"
         )
     try:
         return kinds[path.suffix](path)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mixcontrast.retrieval import assign_clusters, clustering_agreement
+from mixcontrast.retrieval import StoredEmbeddings, assign_clusters, clustering_agreement
 
 RNG = np.random.default_rng(0)
 LABELS = np.arange(200) // 20
@@ -24,10 +24,16 @@ def test_lengths_do_not_matter_under_cosine_and_the_seed_repeats():
     assert np.array_equal(assign_clusters(table, 7, seed=3), assign_clusters(table, 7, seed=3))
 
 
+def test_stored_embeddings_and_named_classes(tmp_path):
+    np.save(tmp_path / "a.npy", CENTRES.astype(np.float32))
+    named = [f"c{label}" for label in LABELS]
+    assert clustering_agreement(StoredEmbeddings(tmp_path / "a.npy"), named) == clustering_agreement(CENTRES, LABELS)
+
+
 def test_bad_input_gets_its_line():
     with pytest.raises(ValueError, match="num_clusters"):
         assign_clusters(CENTRES, 201)
-    with pytest.raises(ValueError, match="one integer a row"):
+    with pytest.raises(ValueError, match="one value a row"):
         clustering_agreement(CENTRES, LABELS[:-1])
     with pytest.raises(TypeError, match="must be integers"):
         clustering_agreement(CENTRES, LABELS.astype(float))

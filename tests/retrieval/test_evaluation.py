@@ -58,15 +58,22 @@ def test_evaluate_is_brute_force(classes, k, seed, split):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_pytorch_metric_learning_agrees():
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("split", [False, True])
+def test_pytorch_metric_learning_agrees(seed, split):
     from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
-    table = torch.nn.functional.normalize(torch.from_numpy(RNG.standard_normal((200, 16))).float())
-    labels = torch.from_numpy(RNG.integers(0, 20, 200))
+    rng = np.random.default_rng(seed)
+    table = torch.nn.functional.normalize(torch.from_numpy(rng.standard_normal((200, 16))).float())
+    labels = torch.from_numpy(rng.integers(0, 20, 200))
+    given_ = (table[:60], labels[:60], table[60:], labels[60:]) if split else (table, labels)
     theirs = AccuracyCalculator(
-        include=("precision_at_1", "r_precision", "mean_average_precision_at_r"), k="max_bin_count"
-    ).get_accuracy(table, labels)
-    found = evaluate(table, labels)
+        include=("precision_at_1", "r_precision", "mean_average_precision_at_r", "mean_reciprocal_rank"),
+        k=None if split else "max_bin_count",
+    ).get_accuracy(*given_)
+    found = evaluate(*given_, ks=(1, 200))
+    if split:  # there k of None ranks the whole gallery
+        assert found.mean("mrr") == pytest.approx(theirs["mean_reciprocal_rank"], abs=1e-6)
     assert found.mean("hit@1") == pytest.approx(theirs["precision_at_1"], abs=1e-6)
     assert found.mean("r_precision") == pytest.approx(theirs["r_precision"], abs=1e-6)
     assert found.mean("map@r") == pytest.approx(theirs["mean_average_precision_at_r"], abs=1e-6)
@@ -114,6 +121,40 @@ def test_ids_and_labels_are_compared_as_integers():
         evaluate(table, near)
     found = search(table, table, 4, query_ids=near, gallery_ids=near)
     assert all(q not in row for q, row in enumerate(found.indices))
+
+
+def test_texts_name_as_well_as_integers():
+    table, labels = RNG.standard_normal((40, 5)), np.arange(40) // 4
+    words = [f"c{label}" for label in labels]
+    one, other = evaluate(table, labels), evaluate(table, np.array(words, object))
+    for name, values in one.values.items():
+        assert np.array_equal(values, other.values[name]), name
+    assert one.interval("hit@1") == other.interval("hit@1")
+    ids = [f"r{row:03d}" for row in range(40)]
+    by_id = evaluate(table, words, table, words, query_ids=ids, gallery_ids=ids)
+    assert np.array_equal(by_id.values["map@r"], one.values["map@r"])
+
+
+def test_signed_and_unsigned_integers_do_not_meet_as_floats():
+    table, near = RNG.standard_normal((4, 3)), [2**63 + 8, 2**63 + 9, 2**53, 2**53 + 1]
+    mine, theirs = np.array(near, np.uint64), np.array([1, 2, 2**53 + 1, 2**53 + 2])
+    found = search(table, table, 4, query_ids=mine, gallery_ids=theirs)
+    assert found.valid.sum(axis=1).tolist() == [4, 4, 4, 3] and 2 not in found.indices[3][found.valid[3]]
+    again = search(table, table, 4, exclude=[(mine, theirs)])
+    assert np.array_equal(again.valid, found.valid)
+    judged = evaluate(table, mine, table, theirs, ks=(1, 4))
+    assert judged.queries.tolist() == [3] and judged.values["recall@4"].tolist() == [1]
+
+
+def test_no_query_changes_the_value_of_another():
+    """A class of many rows needs more places; the others are judged as without it."""
+    table = RNG.standard_normal((100, 3))
+    labels = np.where(np.arange(100) < 40, np.arange(100) % 20, 99)
+    found = evaluate(table[:40], labels[:40], table, labels, ks=(1, 5), query_ids=range(40), gallery_ids=range(100))
+    wide = evaluate(table, labels, ks=(1, 5))
+    for name, values in found.values.items():
+        assert np.array_equal(values, wide.values[name][:40]), name
+    assert (found.values["mrr"] * (found.values["hit@5"] == 0) == 0).all()
 
 
 def test_fewer_candidates_than_k_and_no_padding():
@@ -196,6 +237,9 @@ LABELS = [0, 0, 1, 1]
         (lambda: evaluate(GOOD, LABELS, GOOD), ValueError, "needs its labels"),
         (lambda: evaluate(GOOD, LABELS, gallery_labels=LABELS), ValueError, "need the gallery"),
         (lambda: evaluate(GOOD.astype(int), LABELS), TypeError, "swapped"),
+        (lambda: evaluate(GOOD, np.array(["a", None, "a", "b"], object)), TypeError, "Got object; .* a missing value"),
+        (lambda: evaluate(GOOD * 1e30, LABELS, similarity="l2"), ValueError, "shorter than 9e.18 a row.*Got row 0"),
+        (lambda: search(GOOD * 1e30, GOOD, 1, similarity="inner product"), ValueError, "`queries` must be shorter"),
         (lambda: search(GOOD, np.zeros((0, 4)), 1), ValueError, "neither of them 0"),
         (lambda: search(GOOD, GOOD, 1, query_ids=LABELS), ValueError, "needs both ids"),
         (lambda: search(GOOD, GOOD, 1, query_ids=[0.5] * 4, gallery_ids=LABELS), TypeError, "must be integers"),

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import ir_measures
 import numpy as np
@@ -144,6 +145,21 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
         Evaluation.load(tmp_path / "nothing")
 
 
+def test_names_and_clusters_are_kept(tmp_path):
+    names = np.array([f"{row:02d}" for row in range(60)])
+    found = replace(evaluate(TABLE, LABELS), names=names, clustering={"nmi": 0.5, "ami": 0.25})
+    again = Evaluation.load(found.save(tmp_path / "run"))
+    assert again.names.tolist() == found.names.tolist() and again.clustering == found.clustering
+    top = compare(replace(evaluate(-TABLE + 3, LABELS), names=found.names), again)["hit@1"]
+    assert top.names.tolist() == [f"{row:02d}" for row in top.changed.tolist()]
+
+
+def test_groups_that_look_like_numbers_are_texts(tmp_path):
+    found = evaluate(TABLE, [f"{'0' * (label % 2)}{label // 2}" for label in LABELS], attributes={"lot": LABELS})
+    again = Evaluation.load(found.save(tmp_path / "run"))
+    assert again.groups.tolist() == found.groups.tolist() and len(set(again.groups.tolist())) == len(set(LABELS))
+
+
 def test_comparison_is_query_by_query():
     worse = evaluate(TABLE + 2 * RNG.standard_normal(TABLE.shape), LABELS)
     better = evaluate(TABLE, LABELS)
@@ -163,7 +179,9 @@ def test_comparison_is_query_by_query():
 def test_of_ranks_lower_is_better():
     a = evaluate(TABLE + 2 * RNG.standard_normal(TABLE.shape), LABELS, ranks=True)
     found = compare(a, evaluate(TABLE, LABELS, ranks=True))["first_rank"]
-    assert found.difference.mean < 0 and found.num_won > found.num_lost
+    assert found.difference.low <= found.difference.mean < 0 and found.num_won > found.num_lost
+    assert (found.first, found.second) == (a.median("first_rank"), 1)
+    assert found.difference.mean == found.second - found.first
 
 
 @pytest.mark.parametrize("grouped", [False, True])
@@ -201,7 +219,7 @@ def test_the_median_has_an_interval():
     "call, message",
     [
         (lambda: evaluate(TABLE, LABELS, attributes={"vendor": VENDORS[:-1]}), "An attribute needs a value a query"),
-        (lambda: evaluate(TABLE, LABELS, exclude=[(VENDORS, VENDORS[:-1])]), "`exclude` needs an integer or a text"),
+        (lambda: evaluate(TABLE, LABELS, exclude=[(VENDORS, VENDORS[:-1])]), "of the gallery` must be one value"),
         (lambda: evaluate(TABLE, LABELS, exclude=[(VENDORS,)]), "`exclude` holds pairs"),
         (lambda: evaluate_pairs(TABLE, TABLE, [[0, 1], [0, 1]], [1, 2]), "A pair has one grade"),
         (lambda: evaluate_pairs(TABLE, TABLE, [[0, 1]], [-1]), "finite and >= 0"),

@@ -4,7 +4,7 @@ import ir_measures
 import numpy as np
 import pytest
 
-from mixcontrast.retrieval import evaluate_pairs, read_qrels, read_run, search, write_qrels, write_run
+from mixcontrast.retrieval import evaluate_pairs, read_judgements, read_qrels, read_run, search, write_qrels, write_run
 
 RNG = np.random.default_rng(0)
 QUERIES, GALLERY = RNG.standard_normal((6, 4)), RNG.standard_normal((20, 4))
@@ -69,6 +69,19 @@ def test_other_bad_input(tmp_path):
         read_qrels(tmp_path / "qrels", QUERY_IDS, [*GALLERY_IDS[:19], "d000"])
     with pytest.raises(ValueError, match="'a b'"):
         write_qrels(tmp_path / "qrels", [[0, 0]], ["a b"], ["d"])
-    (tmp_path / "run").write_text("q1 Q0 d1 1 0.5\n")
-    with pytest.raises(ValueError, match="line 1"):
-        read_run(tmp_path / "run")
+    with pytest.raises(ValueError, match="whole numbers. Got fractions"):
+        write_qrels(tmp_path / "qrels", [[0, 0]], ["a"], ["d"], [0.5])
+    (tmp_path / "qrels").write_text("x1 0 d001 1\n")
+    with pytest.raises(ValueError, match="none of the 6 ids, the first 'q0'"):
+        read_qrels(tmp_path / "qrels", QUERY_IDS, GALLERY_IDS)
+    (tmp_path / "qrels").write_text("q1 0 d1 1\nq1 0 d1 2\n")
+    with pytest.raises(ValueError, match="A pair has one grade. Got 'd1' for 'q1' with another in line 2"):
+        read_judgements(tmp_path / "qrels")
+    for text, message in (
+        ("q1 Q0 d1 1 0.5\n", "line 1"),
+        ("q1 Q0 d1 1 nan x\n", "line 1"),
+        ("q1 Q0 d1 1 2 x\nq1 Q0 d1 2 1 x\n", "Got 'd1' for 'q1' again in line 2"),
+    ):
+        (tmp_path / "run").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_run(tmp_path / "run")
