@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "mixers": {"pairs", "queue", "mixing", "losses"},
     "distributed": {"pairs", "queue", "mixing", "losses", "mixers"},
     "tiling": {"pairs", "queue", "mixing", "losses", "mixers", "distributed"},
-    "adapters": {"pairs", "queue", "mixing", "losses", "mixers", "distributed", "tiling"},
+    "adapters": {"pairs", "queue", "mixing", "losses", "mixers", "distributed", "tiling", "retrieval"},
     "retrieval": set(),
     "analysis": {"pairs"},
     "__init__": CORE,
@@ -74,6 +74,17 @@ def test_faiss_is_imported_by_retrieval_alone():
     for path in MODULES:
         if part_of(path) != "retrieval":
             assert "faiss" not in {name.split(".")[0] for name in imported(path)}, path.name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "adapters").glob("*.py")), ids=lambda path: path.stem)
+def test_an_adapter_imports_its_own_library_alone(path):
+    """`mixcontrast.adapters.lightly` needs lightly, and nothing of the other adapters."""
+    libraries = {"pytorch_metric_learning", "sentence_transformers", "lightly", "sklearn"}
+    names = imported(path)
+    assert {name.split(".")[0] for name in names} & libraries <= {path.stem}
+    assert not {name for name in names if name.startswith("mixcontrast.adapters")}
+    if path.stem != "sentence_transformers":  # whose evaluator judges retrieval
+        assert not {name for name in names if name.startswith("mixcontrast.retrieval")}
 
 
 def test_import_mixcontrast_loads_no_extras():

@@ -26,14 +26,14 @@ class HardNegativeLoss(Loss):
     InfoNCE. Weights of the table count in all three sums.
 
     Args:
-        loss: InfoNCE (queue included), SupConLoss or ClipLoss: its tables, its temperature (or logit_scale) and its
-            call.
+        loss: InfoNCE (queue included), SupConLoss (averaging within an anchor) or ClipLoss: its tables, its temperature
+            (or logit_scale) and its call.
         beta: concentration on hard negatives, >= 0; the authors' 0.5 to 2.
         tau_plus: the share of negatives that are of the anchor's own class, in [0, 1); the authors' 0.1 on 10 classes,
             1 / number of classes as a start.
 
     Raises:
-        TypeError: a loss without a sum over negatives to reweight.
+        TypeError: a loss without a sum over negatives to reweight; SupConLoss(per_anchor=False).
         ValueError: numbers out of range.
 
     Source: Robinson et al., ICLR 2021, arXiv 2010.04592; tau_plus: Chuang et al., NeurIPS 2020, arXiv 2007.00224. As
@@ -49,6 +49,11 @@ class HardNegativeLoss(Loss):
             raise TypeError(
                 "HardNegativeLoss reweights the negatives of a softmax loss. "
                 f"Got {type(loss).__name__}; use InfoNCE, SupConLoss or ClipLoss, and put mixers around this one."
+            )
+        if isinstance(loss, SupConLoss) and not loss.per_anchor:
+            raise TypeError(
+                "HardNegativeLoss averages within an anchor, then over anchors. "
+                "Got SupConLoss(per_anchor=False); leave per_anchor out."
             )
         if not (beta >= 0 and 0 <= tau_plus < 1):
             raise ValueError(

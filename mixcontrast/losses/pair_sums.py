@@ -6,13 +6,22 @@ between 0 and 1 counts `t` as a positive and `1 - t` as a negative.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mixcontrast.losses.base import Loss, positive_number
-from mixcontrast.losses.rowsums import log_sum_exp, mean_or_zero, negatives, positives, weighted_sum
-from mixcontrast.pairs import Pairs
+from mixcontrast.losses.rowsums import (
+    log_sum_exp,
+    mean_or_zero,
+    negatives,
+    positives,
+    shares_of_mean,
+    weighted_sum,
+)
+from mixcontrast.pairs import Cells, Pairs
 
 
 class ContrastiveLoss(Loss):
@@ -26,12 +35,15 @@ class ContrastiveLoss(Loss):
         positive_margin: in cosine (default 1: every positive is pulled) or distance (default 0).
         negative_margin: in cosine (default 0.5, Metrix's) or distance (default 1).
         euclidean: margins and loss in Euclidean distance instead of cosine.
+        per_anchor: average within an anchor, then over anchors that have a positive; False: over all positive and all
+            negative pairs of the batch, so that an anchor counts by its pairs, and one without positives still pushes.
+        only_violated: the means are over pairs with a loss above 0 instead of over all.
 
     Called with `(embeddings (A, D), labels (A,))`; raises as `Pairs.from_labels`.
 
     Source: Hadsell, Chopra, LeCun, CVPR 2006. Differs: linear hinges, and means where Metrix's table has sums, so that
-    the loss does not grow with the batch; equal to pytorch-metric-learning's ContrastiveLoss with a MeanReducer when
-    classes are balanced.
+    the loss does not grow with the batch; equal to pytorch-metric-learning's ContrastiveLoss with `per_anchor=False`,
+    and with `only_violated=True` to its default, which leaves zeros out.
 
     >>> loss = ContrastiveLoss()
     >>> loss(torch.tensor([[1., 0.], [1., 0.], [0., 1.]]), torch.tensor([0, 0, 1]))
@@ -39,28 +51,43 @@ class ContrastiveLoss(Loss):
     """
 
     def __init__(
-        self, *, positive_margin: float | None = None, negative_margin: float | None = None, euclidean: bool = False
+        self,
+        *,
+        positive_margin: float | None = None,
+        negative_margin: float | None = None,
+        euclidean: bool = False,
+        per_anchor: bool = True,
+        only_violated: bool = False,
     ) -> None:
         super().__init__()
-        self.euclidean = euclidean
+        self.euclidean, self.per_anchor, self.only_violated = euclidean, per_anchor, only_violated
         self.positive_margin = (0.0 if euclidean else 1.0) if positive_margin is None else positive_margin
         self.negative_margin = (1.0 if euclidean else 0.5) if negative_margin is None else negative_margin
 
     def tables(self, embeddings: Tensor, labels: Tensor) -> tuple[Pairs]:
         return (Pairs.from_labels(embeddings, labels),)
 
+    def kept(self, pairs: Pairs) -> Tensor:
+        """The rows with a positive; over all pairs of the batch, also those with negatives alone."""
+        return pairs.has_positive() if self.per_anchor else pairs.has_positive() | pairs.has_negative()
+
     def rows(self, pairs: Pairs) -> Tensor:
         if self.euclidean:
-            pull = mean_or_zero(
-                *weighted_sum(*positives(pairs), lambda s: F.relu(unit_distance(s) - self.positive_margin))
-            )
-            push = mean_or_zero(
-                *weighted_sum(*negatives(pairs), lambda s: F.relu(self.negative_margin - unit_distance(s)))
-            )
+            pull = self._mean(pairs, *positives(pairs), lambda s: F.relu(unit_distance(s) - self.positive_margin))
+            push = self._mean(pairs, *negatives(pairs), lambda s: F.relu(self.negative_margin - unit_distance(s)))
         else:
-            pull = mean_or_zero(*weighted_sum(*positives(pairs), lambda s: F.relu(self.positive_margin - s)))
-            push = mean_or_zero(*weighted_sum(*negatives(pairs), lambda s: F.relu(s - self.negative_margin)))
+            pull = self._mean(pairs, *positives(pairs), lambda s: F.relu(self.positive_margin - s))
+            push = self._mean(pairs, *negatives(pairs), lambda s: F.relu(s - self.negative_margin))
         return pull + push
+
+    def _mean(
+        self, pairs: Pairs, similarities: list[Tensor], weights: list[Cells], of: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """(A,) the mean of each row; or numbers whose mean over the kept rows is the mean over all pairs."""
+        total, count = weighted_sum(similarities, weights, of)
+        if self.only_violated:
+            count, _ = weighted_sum(similarities, weights, lambda s: (of(s) > 0).to(s.dtype))
+        return mean_or_zero(total, count) if self.per_anchor else shares_of_mean(total, count, self.kept(pairs))
 
 
 class BinomialDevianceLoss(Loss):
@@ -127,28 +154,39 @@ class MultiSimilarityLoss(Loss):
 class LiftedStructureLoss(Loss):
     """Hardest positive against hardest negative, both softened.
 
-    Per anchor `[log sum_positives e^(positive_margin - s) + log sum_negatives e^(s - negative_margin)]+`.
+    Per anchor `[log sum_positives e^(positive_margin - s) + log sum_negatives e^(s - negative_margin)]+`. With
+    `euclidean=True`, on unit vectors at distance `d = sqrt(2 - 2s)`: `e^(d - positive_margin)`, `e^(negative_margin -
+    d)`.
 
     Args:
-        positive_margin: cosine.
-        negative_margin: cosine.
+        positive_margin: cosine or distance.
+        negative_margin: cosine or distance.
+        euclidean: margins and loss in Euclidean distance instead of cosine.
 
     Called with `(embeddings (A, D), labels (A,))`; raises as `Pairs.from_labels`.
 
     Source: Oh Song et al., CVPR 2016, arXiv 1511.06452, in the form per anchor of Hermans et al., arXiv 1703.07737
-    (pytorch-metric-learning's GeneralizedLiftedStructureLoss under cosine). A row without negatives counts as 0.
+    (pytorch-metric-learning's GeneralizedLiftedStructureLoss under cosine; its default is Euclidean). A row without
+    negatives counts as 0.
     """
 
-    def __init__(self, *, positive_margin: float = 0.0, negative_margin: float = 1.0) -> None:
+    def __init__(
+        self, *, positive_margin: float = 0.0, negative_margin: float = 1.0, euclidean: bool = False
+    ) -> None:
         super().__init__()
-        self.positive_margin, self.negative_margin = positive_margin, negative_margin
+        self.positive_margin, self.negative_margin, self.euclidean = positive_margin, negative_margin, euclidean
 
     def tables(self, embeddings: Tensor, labels: Tensor) -> tuple[Pairs]:
         return (Pairs.from_labels(embeddings, labels),)
 
     def rows(self, pairs: Pairs) -> Tensor:
-        pull = log_sum_exp(*positives(pairs), -1.0) + self.positive_margin
-        push = log_sum_exp(*negatives(pairs), 1.0) - self.negative_margin
+        (near, near_weight), (far, far_weight) = positives(pairs), negatives(pairs)
+        if self.euclidean:
+            pull = log_sum_exp([unit_distance(s) for s in near], near_weight, 1.0) - self.positive_margin
+            push = log_sum_exp([unit_distance(s) for s in far], far_weight, -1.0) + self.negative_margin
+        else:
+            pull = log_sum_exp(near, near_weight, -1.0) + self.positive_margin
+            push = log_sum_exp(far, far_weight, 1.0) - self.negative_margin
         usable = torch.isfinite(pull) & torch.isfinite(push)
         return F.relu(torch.where(usable, pull, 0.0) + torch.where(usable, push, 0.0)).where(usable, 0.0)
 

@@ -203,6 +203,18 @@ def mean_or_zero(total: Tensor, count: Tensor) -> Tensor:
     return total / torch.where(count > 0, count, 1.0)
 
 
+def shares_of_mean(total: Tensor, count: Tensor, kept: Tensor) -> Tensor:
+    """(A,) numbers whose mean over the kept rows is `total.sum() / count.sum()`; 0 where there is nothing to average.
+
+    Args:
+        total: (A,) each row's sum, 0 in rows that are not kept.
+        count: (A,) how much went into it, likewise.
+        kept: (A,) bool.
+    """
+    every = torch.where(kept, count, 0).sum()
+    return total * (kept.sum() / torch.where(every > 0, every, 1))
+
+
 def positives(pairs) -> tuple[list[Tensor], list[Cells]]:
     """Similarities and positive weights of the blocks that can hold a positive."""
     return _select(pairs, [block.positive for block in pairs])

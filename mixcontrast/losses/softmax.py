@@ -13,7 +13,9 @@ from mixcontrast.losses.rowsums import (
     mean_or_zero,
     negatives,
     positives,
+    shares_of_mean,
     weighted_sum,
+    weighted_total,
 )
 from mixcontrast.pairs import Pairs
 from mixcontrast.queue import KeyQueue
@@ -55,9 +57,7 @@ class InfoNCE(Loss):
         return (Pairs.from_views(query, key),)
 
     def rows(self, pairs: Pairs) -> Tensor:
-        scale = _scale(pairs, self.temperature)
-        push = log_sum_exp(*negatives(pairs), scale)  # (A,)
-        return mean_or_zero(*weighted_sum(*positives(pairs), lambda s: F.softplus(push[:, None] - s * scale)))
+        return mean_or_zero(*_each_positive_against_negatives(pairs, _scale(pairs, self.temperature)))
 
 
 class SupConLoss(Loss):
@@ -68,23 +68,40 @@ class SupConLoss(Loss):
 
     Args:
         temperature: divides, > 0.
+        positives_in_denominator: False leaves an anchor's other positives out of the sum: each positive stands alone
+            against the negatives, as in InfoNCE (NT-Xent of labelled batches).
+        per_anchor: average within an anchor, then over anchors; False: over all positive pairs of the batch, so that
+            an anchor counts by its positives.
 
     Called with `(embeddings (A, D), labels (A,))`; raises as `Pairs.from_labels`. For two views, pass
     `torch.cat([view1, view2])` and `labels.repeat(2)`.
 
     Source: Khosla et al., NeurIPS 2020, arXiv 2004.11362, equation 2 ("out"), without its factor of the temperature.
+    With `positives_in_denominator=False, per_anchor=False` equal to pytorch-metric-learning's NTXentLoss.
     """
 
-    def __init__(self, *, temperature: float = 0.1) -> None:
+    def __init__(
+        self, *, temperature: float = 0.1, positives_in_denominator: bool = True, per_anchor: bool = True
+    ) -> None:
         super().__init__()
         positive_number(temperature=temperature)
-        self.temperature = temperature
+        self.temperature, self.per_anchor = temperature, per_anchor
+        self.positives_in_denominator = positives_in_denominator
 
     def tables(self, embeddings: Tensor, labels: Tensor) -> tuple[Pairs]:
         return (Pairs.from_labels(embeddings, labels),)
 
     def rows(self, pairs: Pairs) -> Tensor:
-        return cross_entropy_rows(pairs, _scale(pairs, self.temperature))
+        scale = _scale(pairs, self.temperature)
+        if self.positives_in_denominator:
+            means = cross_entropy_rows(pairs, scale)
+            if self.per_anchor:
+                return means
+            _, count = weighted_total(*positives(pairs))
+            total = means * count
+        else:
+            total, count = _each_positive_against_negatives(pairs, scale)
+        return mean_or_zero(total, count) if self.per_anchor else shares_of_mean(total, count, self.kept(pairs))
 
 
 class RankNContrastLoss(Loss):
@@ -153,6 +170,12 @@ def cross_entropy_rows(pairs: Pairs, scale: Tensor | float) -> Tensor:
         [b.similarity for b in pairs], [b.weight for b in pairs], [b.positive for b in pairs], scale
     )
     return torch.where(torch.isfinite(every), every, 0.0) - scale * mean_or_zero(near, count)
+
+
+def _each_positive_against_negatives(pairs: Pairs, scale: Tensor | float) -> tuple[Tensor, Tensor]:
+    """(A,) `sum_positives w log(1 + sum_negatives e^(scale (s - s+)))`, and (A,) their weights."""
+    push = log_sum_exp(*negatives(pairs), scale)  # (A,)
+    return weighted_sum(*positives(pairs), lambda s: F.softplus(push[:, None] - s * scale))
 
 
 def _scale(pairs: Pairs, temperature: float) -> Tensor | float:

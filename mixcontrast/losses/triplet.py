@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mixcontrast.losses.base import Loss, positive_number
 from mixcontrast.losses.pair_sums import unit_distance
+from mixcontrast.losses.rowsums import shares_of_mean
 from mixcontrast.pairs import Pairs
 
 
@@ -23,24 +24,33 @@ class TripletLoss(Loss):
         semi_hard: only triplets whose negative is further than the positive by less than the margin; the mean is over
             those, and an anchor without any counts as 0.
         only_violated: the mean over triplets with a loss above 0 instead of over all ("batch all, non-zero").
+        per_anchor: average within an anchor, then over anchors; False: over all triplets of the batch, so that an
+            anchor counts by its triplets.
 
     Called with `(embeddings (A, D), labels (A,))`; raises as `Pairs.from_labels`. Targets must be 0 or 1: mixers that
     mix labels (Metrix, V-Mix) are refused, those that add negatives (MoCHi) are not.
     A weight of 0 leaves a pair out; others all count once.
 
     Source: Schroff et al. (semi-hard), CVPR 2015, arXiv 1503.03832; Hermans et al. (batch all), arXiv 1703.07737.
-    Differs: triplets are averaged within an anchor, then anchors, which is the same for balanced classes; all
-    semi-hard negatives count, not one drawn.
+    Differs: all semi-hard negatives count, not one drawn. With `per_anchor=False` equal to pytorch-metric-learning's
+    TripletMarginLoss, and with `only_violated=True` to its default, which leaves zeros out.
     """
 
     soft_targets = False
 
     def __init__(
-        self, *, margin: float = 0.1, euclidean: bool = False, semi_hard: bool = False, only_violated: bool = False
+        self,
+        *,
+        margin: float = 0.1,
+        euclidean: bool = False,
+        semi_hard: bool = False,
+        only_violated: bool = False,
+        per_anchor: bool = True,
     ) -> None:
         super().__init__()
         positive_number(margin=margin)
         self.margin, self.euclidean, self.semi_hard, self.only_violated = margin, euclidean, semi_hard, only_violated
+        self.per_anchor = per_anchor
 
     def tables(self, embeddings: Tensor, labels: Tensor) -> tuple[Pairs]:
         return (Pairs.from_labels(embeddings, labels),)
@@ -68,7 +78,7 @@ class TripletLoss(Loss):
             triplets = torch.where(positive, number, 0).sum(dim=1)
         else:
             triplets = positive.sum(dim=1) * count.squeeze(1)
-        return total / triplets.clamp(min=1)
+        return total / triplets.clamp(min=1) if self.per_anchor else shares_of_mean(total, triplets, self.kept(pairs))
 
 
 def _mask(cells: Tensor | float, like: Tensor) -> Tensor:

@@ -118,6 +118,12 @@ def contrastive_euclidean(s, t, w, *_):
     return pull + _mean(far, lambda s: _hinge(1.3 - (2 - 2 * s).sqrt()))
 
 
+def contrastive_only_violated(s, t, w, *_):
+    near, far, _ = _split(s, t, w)
+    near = [(s, w) for s, w in near if s < 0.2]
+    return _mean(near, lambda s: _hinge(0.2 - s)) + _mean([x for x in far if x[0] > -0.1], lambda s: _hinge(s + 0.1))
+
+
 def binomial_deviance(s, t, w, *_):
     near, far, _ = _split(s, t, w)
     pull = _mean(near, lambda s: (1 + (-2 * (s - 0.4)).exp()).log())
@@ -135,6 +141,14 @@ def lifted(s, t, w, *_):
     if not near or not far:
         return torch.zeros(()).double()
     return _hinge(_sum(near, lambda s: (0.2 - s).exp()).log() + _sum(far, lambda s: (s - 0.8).exp()).log())
+
+
+def lifted_euclidean(s, t, w, *_):
+    near, far, _ = _split(s, t, w)
+    if not near or not far:
+        return torch.zeros(()).double()
+    pull = _sum(near, lambda s: ((2 - 2 * s).sqrt() - 0.2).exp()).log()
+    return _hinge(pull + _sum(far, lambda s: (0.8 - (2 - 2 * s).sqrt()).exp()).log())
 
 
 def nca(temperature: float, positives_in_denominator: bool) -> Row:
@@ -337,6 +351,13 @@ CASES = [
         _labels_table,
     ),
     Case(
+        "contrastive_only_violated",
+        lambda: ContrastiveLoss(positive_margin=0.2, negative_margin=-0.1, only_violated=True),
+        contrastive_only_violated,
+        _labelled,
+        _labels_table,
+    ),
+    Case(
         "binomial_deviance",
         lambda: BinomialDevianceLoss(beta=2, gamma=30, margin=0.4),
         binomial_deviance,
@@ -357,6 +378,13 @@ CASES = [
         _labelled,
         _labels_table,
     ),
+    Case(
+        "lifted_euclidean",
+        lambda: LiftedStructureLoss(positive_margin=0.2, negative_margin=0.8, euclidean=True),
+        lifted_euclidean,
+        _labelled,
+        _labels_table,
+    ),
     Case("nca", lambda: NCALoss(temperature=0.3), nca(0.3, True), _labelled, _labels_table),
     Case(
         "nca_negatives_below",
@@ -367,6 +395,13 @@ CASES = [
     ),
     Case("sup_con", lambda: SupConLoss(temperature=0.25), lambda s, t, w, *_: cross_entropy(s, t, w, 4), _labelled,
          _labels_table),
+    Case(
+        "sup_con_negatives_below",
+        lambda: SupConLoss(temperature=0.2, positives_in_denominator=False),
+        info_nce(0.2),
+        _labelled,
+        _labels_table,
+    ),
     Case("info_nce", lambda: InfoNCE(temperature=0.2), info_nce(0.2), _two, _views_table),
     Case("info_nce_queue", _moco, info_nce(0.2), _two, _queue_table),
     Case("clip", ClipLoss, cross_entropy, _towers, _towers_tables, scaled=True),

@@ -9,6 +9,7 @@ from mixcontrast import (
     BinomialDevianceLoss,
     Block,
     ClipLoss,
+    ContrastiveLoss,
     InfoNCE,
     MultiSimilarityLoss,
     NCALoss,
@@ -255,6 +256,71 @@ def test_rows_without_positives_are_left_out_of_the_mean(case):
     rows = plain_rows(case, similarity, target, weight, SCALE)
     kept = rows if case.keeps_all else rows[[0, 2, 3, 5]]
     torch.testing.assert_close(criterion.reduce(pairs), kept.mean())
+
+
+def _plain_pair(loss):
+    """What one pair of each kind costs: `(of a positive, of a negative)`, given the row's plain cells."""
+    if isinstance(loss, ContrastiveLoss):
+        near, far = loss.positive_margin, loss.negative_margin
+        return lambda s, *_: (near - s).clamp(min=0), lambda s, *_: (s - far).clamp(min=0)
+    t = loss.temperature
+
+    def of(s, cells, target, weight):
+        below = weight if loss.positives_in_denominator else weight * (1 - target)
+        rest = (below * (cells / t).exp()).sum()
+        top = (s / t).exp()
+        return -(top / (rest if loss.positives_in_denominator else rest + top)).log()
+
+    return of, None
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        ContrastiveLoss(per_anchor=False),
+        ContrastiveLoss(per_anchor=False, only_violated=True, positive_margin=0.2, negative_margin=-0.1),
+        SupConLoss(per_anchor=False, temperature=0.3),
+        SupConLoss(per_anchor=False, temperature=0.3, positives_in_denominator=False),
+    ],
+    ids=str,
+)
+def test_over_all_pairs_of_the_batch(loss):
+    similarity, target, weight = hand_made(CASES[0])
+    target[1], weight[3] = 0, 0  # a row of negatives alone, and one of nothing
+    similarity.requires_grad_()
+    total = 0
+    for kind, of in zip((target, 1 - target), _plain_pair(loss), strict=True):
+        if of is None:
+            continue
+        cells = [
+            (weight[i, j] * kind[i, j], of(similarity[i, j], similarity[i], target[i], weight[i]))
+            for i in range(A)
+            for j in range(C)
+            if weight[i, j] * kind[i, j] > 0
+        ]
+        if isinstance(loss, ContrastiveLoss) and loss.only_violated:
+            cells = [cell for cell in cells if cell[1] > 0]
+        total = total + sum(w * value for w, value in cells) / sum(w for w, _ in cells)
+    ours = loss.reduce(table((similarity, target, weight), scale=None))
+    assert_all_close(value_and_gradients(ours, [similarity]), value_and_gradients(total, [similarity]))
+
+
+@pytest.mark.parametrize("only_violated", [False, True])
+def test_over_all_triplets_of_the_batch(only_violated):
+    similarity, target, weight = hand_made(next(case for case in CASES if case.name == "triplet"))
+    target[1], target[2], weight[3] = 0, 1, 0
+    similarity.requires_grad_()
+    hinges = [
+        (0.3 + row[n] - row[p]).clamp(min=0)
+        for row, t, w in zip(similarity, target, weight, strict=True)
+        for p in range(C)
+        for n in range(C)
+        if w[p] and w[n] and t[p] == 1 and t[n] == 0
+    ]
+    hinges = torch.stack([hinge for hinge in hinges if hinge > 0 or not only_violated])
+    loss = TripletLoss(margin=0.3, per_anchor=False, only_violated=only_violated)
+    ours = loss.reduce(table((similarity, target, weight), scale=None))
+    assert_all_close(value_and_gradients(ours, [similarity]), value_and_gradients(hinges.mean(), [similarity]))
 
 
 @every
