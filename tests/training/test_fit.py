@@ -119,7 +119,7 @@ def test_values_are_judged_by_their_error(name, tmp_path):
 def test_a_run_killed_by_the_system_goes_on(tmp_path):
     file = recipe("moco", tmp_path)
     command = [sys.executable, "-W", "ignore", "-m", "mixcontrast.cli", "fit", "--config", file, "--out"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}  # as the run beside it here
     run = subprocess.run(
         [*command, tmp_path / "killed", "--save_every", "2"], env=environment | {"KILL_AT": "kill:8"}, cwd=tmp_path,
         timeout=120, capture_output=True,
