@@ -80,7 +80,7 @@ def test_import_mixcontrast_loads_no_extras():
     heavy = "faiss lightning pytorch_lightning open_clip timm torchvision scipy pandas matplotlib PIL sklearn".split()
     heavy += "jsonargparse rich lightly pytorch_metric_learning sentence_transformers".split()
     code = (
-        "import torch, sys; before = set(sys.modules); import mixcontrast; "
+        "import torch, sys; before = set(sys.modules); import mixcontrast, mixcontrast.data; "
         f"print(sorted(set({heavy}) & (set(sys.modules) - before)))"
     )
     run = subprocess.run(

@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mixcontrast.data.augmentation import CropAndFlip, ResizeAndCrop, VectorNoise, ViewOfImage
+    from mixcontrast.data.augmentation import Augmentation, CropAndFlip, ResizeAndCrop, Steps, VectorNoise, ViewOfImage
     from mixcontrast.data.emoji_examples import EmojiFeatures, EmojiImages
     from mixcontrast.data.examples import Examples
     from mixcontrast.data.image_files import ImageFolder, ImageTable
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mixcontrast.data.words import WordValence
 
 _FILES = {
-    "augmentation": ("CropAndFlip", "ResizeAndCrop", "VectorNoise", "ViewOfImage"),
+    "augmentation": ("Augmentation", "CropAndFlip", "ResizeAndCrop", "Steps", "VectorNoise", "ViewOfImage"),
     "emoji_examples": ("EmojiFeatures", "EmojiImages"),
     "examples": ("Examples",),
     "image_files": ("ImageFolder", "ImageTable"),
@@ -38,6 +38,7 @@ _FILE_OF = {name: file for file, names in _FILES.items() for name in names}
 
 __all__ = [
     "AgeDB",
+    "Augmentation",
     "CUB200",
     "Cars196",
     "ClassData",
@@ -55,6 +56,7 @@ __all__ = [
     "ResizeAndCrop",
     "ShuffledBatchSampler",
     "StanfordOnlineProducts",
+    "Steps",
     "Table",
     "TorchvisionImages",
     "ValuesData",

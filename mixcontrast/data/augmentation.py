@@ -6,6 +6,7 @@ All draw from torch's own generator, which the loader seeds for each example and
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from PIL import Image
@@ -16,7 +17,30 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class ResizeAndCrop(nn.Module):
+class Augmentation(nn.Module, ABC):
+    """What makes an input of the network from an example; random numbers are torch's own."""
+
+    @abstractmethod
+    def forward(self, example: Image.Image | Tensor) -> Tensor:
+        """An image, or an (F,) vector, to the tensor that goes into a batch."""
+
+
+class Steps(Augmentation):
+    """torchvision's own transforms, one after the other; the last must give a tensor.
+
+    Args:
+        steps: of torchvision.transforms.v2.
+    """
+
+    def __init__(self, steps: list[v2.Transform]) -> None:
+        super().__init__()
+        self.steps = v2.Compose(steps)
+
+    def forward(self, example: Image.Image | Tensor) -> Tensor:
+        return self.steps(example)
+
+
+class ResizeAndCrop(Augmentation):
     """An image to (C, size, size), nothing drawn: for validation and test.
 
     Args:
@@ -51,7 +75,7 @@ class ResizeAndCrop(nn.Module):
         return self.steps(image)
 
 
-class CropAndFlip(nn.Module):
+class CropAndFlip(Augmentation):
     """A random part of an image, perhaps mirrored, to (C, size, size): the usual one of metric learning.
 
     Args:
@@ -86,7 +110,7 @@ class CropAndFlip(nn.Module):
         return self.steps(image)
 
 
-class ViewOfImage(nn.Module):
+class ViewOfImage(Augmentation):
     """One view of an image for self-supervised learning, (C, size, size); the defaults are MoCo v2's.
 
     Chen et al., 2020, arXiv 2003.04297. SimCLR's (Chen et al., 2020, arXiv 2002.05709): scale [0.08, 1], brightness,
@@ -146,7 +170,7 @@ class ViewOfImage(nn.Module):
         return self.steps(image)
 
 
-class VectorNoise(nn.Module):
+class VectorNoise(Augmentation):
     """A vector with noise: a view of features or of a table's row.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +90,7 @@ class EmojiFeatures(Examples):
 
 
 def _chosen(flags: bool, vendors: list[str] | None, max_classes: int | None) -> Emoji:
-    emoji = load_emoji(flags=flags)
+    emoji = _cleaned(flags)
     keep = np.ones(len(emoji.labels), bool)
     if vendors is not None:
         for vendor in vendors:
@@ -107,3 +108,9 @@ def _chosen(flags: bool, vendors: list[str] | None, max_classes: int | None) -> 
         names=tuple(emoji.names[label] for label in classes),
         vendors=tuple(emoji.vendors[row] for row in rows),
     )
+
+
+@functools.cache
+def _cleaned(flags: bool) -> Emoji:
+    """Cleaned once a process: the drawings are compared, which takes seconds."""
+    return load_emoji(flags=flags)

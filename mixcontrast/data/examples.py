@@ -1,4 +1,4 @@
-"""A labelled collection, and a part of one."""
+"""A labelled collection, and how an image of one is opened."""
 
 from __future__ import annotations
 
@@ -45,28 +45,6 @@ class Examples(Dataset, ABC):
         return self
 
 
-class Part(Examples):
-    """Some rows of a collection.
-
-    Args:
-        examples: the collection.
-        rows: (M,) which of it.
-        classes: the old classes that become 0, 1, ...; None: labels stay, as values do.
-    """
-
-    def __init__(self, examples: Examples, rows: np.ndarray, classes: np.ndarray | None) -> None:
-        self.examples, self.rows = examples, rows
-        self.labels, self.names = examples.labels[rows], examples.names
-        if classes is not None:
-            new = np.full(len(examples.names) + 1, -1)  # the last stands for -1, the unknown class
-            new[classes] = np.arange(len(classes))
-            self.labels = new[self.labels]
-            self.names = tuple(examples.names[label] for label in classes)
-
-    def __getitem__(self, row: int) -> Image.Image | Tensor:
-        return self.examples[int(self.rows[row])]
-
-
 class UnreadableImage(ValueError):
     """An image that cannot be read; still one line where a loader's worker met it and torch adds its traceback."""
 
@@ -85,7 +63,9 @@ def open_image(path: Path) -> Image.Image:
             return on_white(image)
     except (OSError, ValueError, SyntaxError) as error:  # Pillow raises the last for some broken files
         reason = " ".join(str(error).split()) if path.exists() else "it is not there"
-        raise UnreadableImage(f"{path} must be an image that can be read. Got: {reason}; mend it or leave it out.") from None
+        raise UnreadableImage(
+            f"{path} must be an image that can be read. Got: {reason}; mend it or leave it out."
+        ) from None
 
 
 def labels_of(texts: list[str]) -> tuple[np.ndarray, tuple[str, ...]]:

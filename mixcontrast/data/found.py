@@ -26,9 +26,11 @@ def existing(path: Path, what: str, remedy: str) -> Path:
     missing, parent = path, path.parent
     while not parent.exists() and parent != parent.parent:
         missing, parent = parent, parent.parent
-    there = sorted(entry.name for entry in parent.iterdir()) if parent.is_dir() else []
+    there = sorted(entry.name for entry in parent.iterdir() if entry.name[0] != ".") if parent.is_dir() else []
     near = difflib.get_close_matches(missing.name, there, 3, 0.5) or there[:3]
-    raise ValueError(f"{what} must be at {path}. It is not there; {parent} holds {', '.join(near) or 'nothing'}. {remedy}")
+    raise ValueError(
+        f"{what} must be at {path}. It is not there; {parent} holds {', '.join(near) or 'nothing'}. {remedy}"
+    )
 
 
 def one_of(name: str, names: Iterable[str], what: str) -> str:
@@ -42,7 +44,9 @@ def one_of(name: str, names: Iterable[str], what: str) -> str:
         return name
     near = difflib.get_close_matches(name, names, 3, 0.5)
     listed = ", ".join(near or names[:8]) + (", ..." if len(near or names[:8]) < len(names) else "")
-    raise ValueError(f"{what} must be one that is there{', near it' if near else ''}: {listed}. Got {name!r}; take one.")
+    raise ValueError(
+        f"{what} must be one that is there{', near it' if near else ''}: {listed}. Got {name!r}; take one."
+    )
 
 
 def packaged(package: str, file: str, what: str, remedy: str) -> Path:
@@ -76,7 +80,10 @@ def csv_columns(path: Path, names: Sequence[str]) -> dict[str, list[str]]:
         raise ValueError(f"{path} must hold rows under its header. Got none; write a row an example.")
     for number, row in enumerate(rows, 2):
         if any(row[name] is None for name in names):
-            raise ValueError(f"{path} line {number} must have every column. Got {sum(v is not None for v in row.values())} of {len(header)}; mend it.")
+            raise ValueError(
+                f"{path} line {number} must have every column. Got {sum(value is not None for value in row.values())} "
+                f"of {len(header)}; mend it."
+            )
     return {name: [row[name] for row in rows] for name in names}
 
 

@@ -140,7 +140,9 @@ def numbers(source: Path, column: str, texts: list[str]) -> np.ndarray:
         except ValueError:
             number = np.nan
         if not np.isfinite(number):
-            raise ValueError(f"A value must be a number. Got {text!r} in {source} line {line}, column {column}; mend it.")
+            raise ValueError(
+                f"A value must be a number. Got {text!r} in {source} line {line}, column {column}; mend it."
+            )
     return np.array(texts, np.float64).astype(np.float32)
 
 

