@@ -82,6 +82,23 @@ def mochi_on_embeddings(criterion: mc.MoCHi, query, key):
     return criterion.loss.reduce(pairs.append(mc.Block(similarity, 0.0, 1.0)))
 
 
+def synco_on_embeddings(criterion: mc.SynCo, query, key):
+    pairs = criterion.queue.pairs(query, key, enqueue=False)
+    draw, q = criterion.draw(pairs), pairs.anchors
+    keys, fixed = pairs.blocks[0].candidates, q.detach()[:, None]
+    alpha, beta, gamma = draw.alpha[:, :, None], draw.beta[:, :, None], draw.gamma[:, :, None]
+    made = [
+        alpha * fixed + (1 - alpha) * keys[draw.interpolated],
+        fixed + beta * (keys[draw.extrapolated] - fixed),
+        gamma * keys[draw.first] + (1 - gamma) * keys[draw.second],
+        keys[draw.noised] + draw.noise,
+        keys[draw.towards] + criterion.gradient_step * fixed,
+        keys[draw.by_sign] + criterion.sign_step * fixed.sign(),
+    ]
+    similarity = torch.einsum("ad,asd->as", q, F.normalize(torch.cat(made, dim=1), dim=-1))
+    return criterion.loss.reduce(pairs.append(mc.Block(similarity, 0.0, 1.0)))
+
+
 def slerp(a, b, lam):
     angle = torch.arccos((a * b).sum(-1, keepdim=True).clamp(-0.999, 1 - 1e-6))
     return (torch.sin(lam * angle) * a + torch.sin((1 - lam) * angle) * b) / torch.sin(angle)
@@ -171,6 +188,22 @@ def mochi(size: int) -> dict[str, Step]:
     }
 
 
+def synco(size: int) -> dict[str, Step]:
+    query, key = torch.randn(256, 128), torch.randn(256, 128)
+
+    def queue() -> mc.KeyQueue:
+        filled = mc.KeyQueue(size, 128)
+        filled.enqueue(torch.randn(size, 128))
+        return filled
+
+    mixer = mc.SynCo(mc.InfoNCE(temperature=0.2), queue=queue())
+    return {
+        "loss alone": step_of(mc.InfoNCE(temperature=0.2, queue=queue()), query, key),
+        "mixed": step_of(mixer, query, key),
+        "on embeddings": step_of(lambda *x: synco_on_embeddings(mixer, *x), query, key),
+    }
+
+
 def geodesic(term: str) -> Callable[[int], dict[str, Step]]:
     def case(batch: int) -> dict[str, Step]:
         import open_clip
@@ -192,6 +225,7 @@ def geodesic(term: str) -> Callable[[int], dict[str, Step]]:
 
 CASES: dict[str, tuple[str, Callable[[int], dict[str, Step]], tuple[int, ...]]] = {
     "mochi": ("MoCHi (1024, 1024, 128) on InfoNCE, B 256, D 128, queue", mochi, (16384, 32768, 65536)),
+    "synco": ("SynCo (1024; 256, 256, 256, 64, 64, 64) on InfoNCE, B 256, D 128, queue", synco, (16384, 65536)),
     "metrix": ("Metrix on ContrastiveLoss, all positive x negative, 4 a class, D 512, batch", metrix_contrastive,
                (64, 128, 256)),
     "metrix-ms": ("Metrix on MultiSimilarityLoss, all positive x negative, 4 a class, D 512, batch",
@@ -222,7 +256,7 @@ def same_value(contestants: dict[str, Step]) -> None:
 def time_of(name: str, size: int, turns: int = 11) -> dict[str, list[float]]:
     """Seconds of each contestant in each turn."""
     contestants = steps(name, size)
-    if name != "mochi":  # its queue moves on with every step
+    if name not in ("mochi", "synco"):  # their queues move on with every step
         same_value(contestants)
     seconds: dict[str, list[float]] = {contestant: [] for contestant in contestants}
     for turn in range(turns + 2):

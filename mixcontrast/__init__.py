@@ -5,6 +5,8 @@ from mixcontrast.losses import (
     BinomialDevianceLoss,
     ClipLoss,
     ContrastiveLoss,
+    CyClipLoss,
+    HardNegativeLoss,
     InfoNCE,
     LiftedStructureLoss,
     Loss,
@@ -17,7 +19,7 @@ from mixcontrast.losses import (
     SupConLoss,
     TripletLoss,
 )
-from mixcontrast.mixers import DeepMetrix, GeodesicMixup, Metrix, Mixer, MixTerm, MoCHi, SupReMix
+from mixcontrast.mixers import DeepMetrix, GeodesicMixup, Metrix, Mixer, MixTerm, MoCHi, SupReMix, SynCo
 from mixcontrast.mixing import Geodesic, Linear
 from mixcontrast.pairs import Block, Pairs
 from mixcontrast.queue import KeyQueue
@@ -29,10 +31,12 @@ __all__ = [
     "Block",
     "ClipLoss",
     "ContrastiveLoss",
+    "CyClipLoss",
     "DeepMetrix",
     "Gathered",
     "Geodesic",
     "GeodesicMixup",
+    "HardNegativeLoss",
     "InfoNCE",
     "KeyQueue",
     "LiftedStructureLoss",
@@ -51,5 +55,6 @@ __all__ = [
     "SigLipLoss",
     "SupConLoss",
     "SupReMix",
+    "SynCo",
     "TripletLoss",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 import warnings
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 import lightning
 import torch
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import DefaultHelpFormatter, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
@@ -29,6 +31,8 @@ compare reads). The same command again goes on where it stopped. Any key of the 
 --trainer.max_epochs=5 or --model.criterion.weight=0.2; --model.help CLASS and --data.help CLASS tell those of a class.
 """
 
+USAGE = "mixcontrast fit --config FILE [--seed N] [--out FOLDER] [--KEY=VALUE ...]"
+
 DEFAULTS = {
     "trainer.max_epochs": 20,
     "trainer.log_every_n_steps": 10,
@@ -39,9 +43,19 @@ DEFAULTS = {
 }
 
 
+class _Help(DefaultHelpFormatter):
+    """jsonargparse's help without the names of all classes that torch has."""
+
+    def _expand_help(self, action: Any) -> str:
+        return re.sub(r", known\s+subclasses:[^)]*\)", ")", super()._expand_help(action))
+
+
 def fit_parser() -> LightningArgumentParser:
     """What the command and a recipe may say."""
-    parser = LightningArgumentParser(prog="mixcontrast fit", description=DESCRIPTION, exit_on_error=False, allow_abbrev=False)
+    parser = LightningArgumentParser(
+        prog="mixcontrast fit", usage=USAGE, description=DESCRIPTION, formatter_class=_Help, exit_on_error=False,
+        allow_abbrev=False,
+    )  # fmt: skip
     parser.add_argument("-c", "--config", action="config", help="A recipe: a YAML file of the keys below.")
     parser.add_argument("--seed", type=int, default=0, help="Of weights, batches, augmentation and mixing.")
     parser.add_argument("--out", type=Path, help="The folder of the run. By default runs/ and the recipe's name.")
@@ -49,7 +63,7 @@ def fit_parser() -> LightningArgumentParser:
         "--judge_every", type=int, default=1, help="Epochs between looks at the validation part; best.ckpt is of these."
     )
     parser.add_argument(
-        "--save_every", type=int, default=500, help="Steps between last.ckpt, which each epoch writes too; 0: only these."
+        "--save_every", type=int, default=500, help="Steps between writes of last.ckpt; each epoch writes it as well."
     )
     parser.add_lightning_class_args(lightning.Trainer, "trainer")
     parser.add_lightning_class_args(FitModule, "model", subclass_mode=True)
@@ -67,6 +81,8 @@ def fit_command(arguments: list[str]) -> None:
     """
     parser = fit_parser()
     config = parse(parser, arguments)
+    if config.save_every < 0:
+        raise ValueError(f"`save_every` must be at least 0. Got {config.save_every}; 0 writes each epoch only.")
     plain = _plain(parser, config)
     if config.out is None:
         recipe = config.config[-1] if config.config else "fit"
@@ -75,7 +91,8 @@ def fit_command(arguments: list[str]) -> None:
     folder = RunFolder(config.out, plain)
     console = Console(quiet=rank_zero_only.rank != 0)
     if folder.finished:
-        console.print(f"{folder.path} is finished. Nothing to do; its results are in results.md.", highlight=False, soft_wrap=True)
+        line = f"{folder.path} is finished. Nothing to do; its results are in results.md."
+        console.print(line, highlight=False, soft_wrap=True)
         return
     with warnings.catch_warnings():
         _quieten()
@@ -110,7 +127,10 @@ def _fit(folder: RunFolder, ready: Namespace, console: Console) -> None:
     options["default_root_dir"] = folder.path
     if options["logger"] is None:
         options["logger"] = folder.loggers(step)
-    trainer = lightning.Trainer(**options)
+    try:
+        trainer = lightning.Trainer(**options)
+    except MisconfigurationException as error:  # no ValueError
+        raise ValueError(str(error)) from None
     if trainer.is_global_zero:
         folder.begin(seed, trainer.strategy.root_device.type)
         how = f"goes on after step {step:,}" if begun else "begins"
@@ -118,13 +138,16 @@ def _fit(folder: RunFolder, ready: Namespace, console: Console) -> None:
     start = time.perf_counter()
     try:
         trainer.fit(module, datamodule=data, ckpt_path=folder.last if begun else None, weights_only=True)
+    except SystemExit:  # Lightning's, of a keyboard interrupt
+        if not trainer.interrupted:
+            raise
+        kept = f"goes on from {folder.last}" if folder.last.exists() else "begins anew"
+        raise SystemExit(f"mixcontrast: stopped; the same command {kept}.") from None
     except (ValueError, TypeError) as error:
         if trainer.fit_loop.total_batch_idx < 0:
             raise
         kept = f"the last good checkpoint is {folder.last}" if folder.last.exists() else "no checkpoint was written yet"
         raise ValueError(f"At {where(trainer)}: {error} Nothing was changed by that step; {kept}.") from None
-    if trainer.interrupted:
-        raise SystemExit(f"mixcontrast: stopped. The same command goes on from {folder.last}.")
     if not trainer.is_global_zero:
         return
     folder.merge_logs()

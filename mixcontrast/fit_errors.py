@@ -6,6 +6,7 @@ import importlib
 import inspect
 import re
 from argparse import ArgumentError
+from collections.abc import Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -51,27 +52,39 @@ def one_line(text: str, top: list[str]) -> str:
         text: the message, an indented tree.
         top: the keys that the parser has.
     """
-    keys: list[str] = []
-    path, weak, bases = "", None, dict.fromkeys(_SUBCLASS.findall(text))
+    above: list[tuple[int, str, str]] = []  # indentation, and a key or the path of a class, that a line stands under
+    types: list[str] = []
+    wanted: dict[tuple[str, ...], list[str]] = {}
+    given: dict[tuple[str, ...], str] = {}
     lines = text.splitlines()
     for number, line in enumerate(lines):
+        indent = len(line) - len(line.lstrip(" -"))
+        while above and line.strip() and indent <= above[-1][0]:
+            above.pop()
         if found := _KEY.search(line):
-            keys.append(found["key"])
-        if found := _CLASS.search(line):
-            path = found["path"]
-        if found := _OF_CALLABLE.search(line):
-            path = found["path"]
+            above.append((indent, "key", found["key"]))
+        if found := _CLASS.search(line) or _OF_CALLABLE.search(line):
+            above.append((indent, "class", found["path"]))
+        keys = [name for _, kind, name in above if kind == "key"]
+        path = next((name for _, kind, name in reversed(above) if kind == "class"), "")
         for leaf in _LEAVES:
             if found := leaf.search(line):
                 return _of_leaf(leaf, found.groupdict(), keys, path, top)
-        if found := _TYPE.search(line):
-            if found["type"] != "NoneType" and weak is None:
-                value = found["value"] or _given(lines[number:])
-                weak = f"{_at(keys)} must be {_article(found['type'])}. Got {value}."
-        elif _SUBCLASS.search(line) and weak is None:
-            weak = f"{_at(keys)} must be a {' or '.join(bases)}. Got {_given(lines[number:])}, which is none."
-    if weak is not None:
-        return weak
+        if (found := _TYPE.search(line)) and found["type"] != "NoneType":
+            value = found["value"] or _given(lines[number:])
+            types.append(f"{_at(keys)} must be {_article(found['type'])}. Got {value}.")
+        elif found := _SUBCLASS.search(line):
+            wanted.setdefault(tuple(keys), []).append(found[1])
+            given.setdefault(tuple(keys), _given(lines[number:]))
+    keys, options = _KEY.findall(text), re.search(r"Subtypes: (.*Literal.*)", text)
+    if keys and options:
+        names = list(dict.fromkeys(re.findall(r"'([^']+)'", options[1])))
+        return f"{_at(keys)} cannot be {_given(lines)}.{nearest(_given(lines), names, 1) or _there_are(names)}"
+    if types:
+        return types[0]
+    if wanted:
+        deepest = max(wanted, key=len)
+        return f"{_at(deepest)} must be a {' or '.join(wanted[deepest])}. Got {given[deepest]}, which is none."
     return f"The recipe cannot be read: {' '.join(text.split())[:300]}"
 
 
@@ -102,7 +115,7 @@ def _of_leaf(leaf: re.Pattern, found: dict[str, str], keys: list[str], path: str
     return f"There is no file {found['file']}. Name a recipe by --config, such as configs/emoji_multi_similarity.yaml."
 
 
-def _at(keys: list[str]) -> str:
+def _at(keys: Sequence[str]) -> str:
     return ".".join(keys) or "The recipe"
 
 
@@ -120,7 +133,8 @@ def _article(name: str) -> str:
 
 def _first(top: list[str]) -> list[str]:
     """The keys of the outermost level."""
-    return [name for name in dict.fromkeys(key.partition(".")[0] for key in top) if name not in ("help", "print_config")]
+    names = dict.fromkeys(key.partition(".")[0] for key in top)
+    return [name for name in names if name not in ("help", "print_config")]
 
 
 def _there_are(names: list[str]) -> str:

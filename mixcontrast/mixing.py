@@ -78,6 +78,18 @@ class Geodesic:
 Interpolation = Linear | Geodesic
 
 
+def stepped_similarity(similarity: Tensor, step: Tensor, inner: Tensor, squared: Tensor | float) -> Tensor:
+    """Similarity to an anchor of `(x + e) / |x + e|`, a unit vector after a step `e`; shapes broadcast.
+
+    Args:
+        similarity: of `x` to the anchor.
+        step: of `e` to the anchor.
+        inner: `x . e`.
+        squared: `|e|^2`.
+    """
+    return (similarity + step) * (1 + 2 * inner + squared).clamp(min=_LEAST_SQUARED_LENGTH).rsqrt()
+
+
 def needs_cosine(interpolation: Interpolation) -> bool:
     """Whether the coefficients depend on the parents at all; un-normalised linear ones do not."""
     return isinstance(interpolation, Geodesic) or interpolation.normalize

@@ -21,12 +21,16 @@ class Block:
             of shape (A, C), (A, 1) or (1, C). It carries no gradient.
         weight: >= 0, how much the pair counts; 0 leaves it out. Same forms as `target`; no gradient.
         candidates: (C, D) the embeddings behind the columns; None for mixtures, which have none.
+        same_modality: the columns come from the anchors' own tower (images of an image anchor), or are mixed of such.
+        temperature: divides these columns' similarities in place of the table's `logit_scale`; None keeps that.
     """
 
     similarity: Tensor
     target: Cells
     weight: Cells
     candidates: Tensor | None = None
+    same_modality: bool = False
+    temperature: float | None = None
 
     @property
     def positive(self) -> Cells:
@@ -48,7 +52,8 @@ class Pairs:
     Attributes:
         anchors: (A, D) the embeddings behind the rows.
         blocks: the columns, real ones (with candidates) before mixed ones.
-        anchor_labels: (A,) class labels, or (A,) or (A, L) real values, where the table was built from them.
+        anchor_labels: (A,) class labels, (A,) or (A, 2) numbers of pairs that belong together, or (A,) or (A, L) real
+            values, where the table was built from them.
         candidate_labels: the same for the columns of the first block.
         logit_scale: where the model brings its own scale (CLIP), it multiplies similarities in place of the loss's
             temperature; a number or a 0-dimensional tensor.
@@ -92,6 +97,20 @@ class Pairs:
     def shape(self) -> tuple[int, int]:
         """(A, C): how many anchors and how many columns."""
         return self.anchors.shape[0], sum(block.similarity.shape[1] for block in self.blocks)
+
+    def at_one_scale(self, scale: Tensor | float) -> Pairs:
+        """This table with each block that has a temperature of its own so that `scale` multiplies it like the rest."""
+        if all(block.temperature is None for block in self.blocks):
+            return self
+        if isinstance(scale, Tensor):
+            scale = scale.to(self.blocks[0].similarity.dtype)
+        blocks = tuple(
+            block
+            if block.temperature is None
+            else replace(block, similarity=block.similarity / (block.temperature * scale), temperature=None)
+            for block in self.blocks
+        )
+        return replace(self, blocks=blocks)
 
     def append(self, *blocks: Block) -> Pairs:
         """This table with further columns; nothing is copied."""
@@ -313,6 +332,8 @@ class Pairs:
         text_features: Tensor,
         logit_scale: Tensor | float | None = None,
         logit_bias: Tensor | float | None = None,
+        *,
+        labels: Tensor | None = None,
     ) -> tuple[Pairs, Pairs]:
         """Image to text and text to image: one table a direction, of one matrix product.
 
@@ -321,9 +342,13 @@ class Pairs:
             text_features: (A, D) the text of each image, in the same order.
             logit_scale: multiplies the similarities; None: the loss's own temperature is used.
             logit_bias: added after scaling (SigLIP).
+            labels: integers that say which pairs belong together, as `pairs_that_match` reads them; None: image i and
+                text i alone.
 
         Raises:
-            ValueError: shapes that differ, fewer than two pairs; on a CPU also NaN or zero features.
+            TypeError: `labels` are not integers.
+            ValueError: shapes that differ, fewer than two pairs; on a CPU also NaN or zero features, and labels that
+                leave no negative.
         """
         check_embeddings("image_features", image_features)
         check_embeddings("text_features", text_features)
@@ -335,9 +360,12 @@ class Pairs:
             )
         image = wide(image_features)
         text = wide(text_features).to(image.dtype)
-        target = torch.eye(len(image), dtype=torch.bool, device=image.device)
+        if labels is None:
+            target = torch.eye(len(image), dtype=torch.bool, device=image.device)
+        else:
+            target = pairs_that_match(labels, image_features)
         similarity = similarity_table(image, text)
-        to_text = Pairs(image, (Block(similarity, target, 1.0, text),), None, None, logit_scale, logit_bias)
+        to_text = Pairs(image, (Block(similarity, target, 1.0, text),), labels, labels, logit_scale, logit_bias)
         return to_text, to_text.transpose()
 
     @staticmethod
@@ -486,6 +514,45 @@ def check_labels(labels: Tensor, embeddings: Tensor) -> None:
             "`embeddings` and `labels` must have the same length. "
             f"Got embeddings {_shape(embeddings)}, labels {_shape(labels)}; give one label an embedding."
         )
+
+
+def pairs_that_match(labels: Tensor, features: Tensor) -> Tensor:
+    """(A, A) bool: which texts (columns) belong to which images (rows), beside each image's own.
+
+    Args:
+        labels: (A,) integers: all images and texts of one label belong together (a caption of several images, an image
+            of several captions). Or (A, 2): the image's number and the caption's; a text belongs to an image where
+            some pair of the batch has this image's number and this caption's.
+        features: (A, D) of either tower.
+
+    Raises:
+        TypeError: not integers.
+        ValueError: another shape; on a CPU, labels that leave no negative.
+
+    >>> pairs_that_match(torch.tensor([[0, 5], [0, 6], [1, 5]]), torch.ones(3, 2)).int()
+    tensor([[1, 1, 1],
+            [1, 1, 1],
+            [1, 0, 1]], dtype=torch.int32)
+    """
+    if not isinstance(labels, Tensor) or labels.dtype == torch.bool or labels.is_floating_point():
+        got = f"{labels.dtype} {_shape(labels)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"`labels` of pairs must be a tensor of integers. Got {got}; number captions or image groups.")
+    if tuple(labels.shape) not in ((len(features),), (len(features), 2)):
+        raise ValueError(
+            "`labels` of pairs must have shape (pairs,), one a pair, or (pairs, 2), the image's and the caption's. "
+            f"Got labels {_shape(labels)}, features {_shape(features)}."
+        )
+    if labels.ndim == 1:
+        target = labels[:, None] == labels[None, :]
+    else:
+        same_image, same_caption = (column[:, None] == column[None, :] for column in labels.unbind(1))
+        target = same_image.float() @ same_caption.float() > 0  # by way of a pair that has both
+    if reads_values(features) and bool(target.all()):
+        raise ValueError(
+            "Image and text pairs need at least two that do not belong together, else there are no negatives. "
+            f"Got {len(labels)} pairs whose labels match them all; sample several captions a batch."
+        )
+    return target
 
 
 def check_values(values: Tensor, embeddings: Tensor) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mixcontrast.pairs import Pairs, check_embeddings, check_labels, unit
+from mixcontrast.pairs import Block, Pairs, check_embeddings, check_labels, similarity_table, unit
 
 
 class KeyQueue(nn.Module):
@@ -135,6 +135,34 @@ class KeyQueue(nn.Module):
             self._waiting = (key.detach().clone(), None if labels is None else labels.clone())
         return table
 
+    def negatives(self, anchors: Tensor, labels: Tensor | None = None) -> Block:
+        """The keys held, as columns of a table of which the anchors' positives are elsewhere.
+
+        Args:
+            anchors: (A, D) floats, unit vectors.
+            labels: (A,) integers, where the queue keeps labels: keys of the anchor's own label are left out.
+
+        Returns:
+            A block of target 0; of no columns while the queue is empty.
+        """
+        self._check_width("anchors", anchors)
+        self._check_labels(labels, anchors)
+        keys = self.keys.to(anchors.dtype)
+        if torch.compiler.is_compiling():
+            keys = keys.clone()  # a compiled graph has no backward pass to wait for
+        weight = 1.0 if labels is None else labels[:, None] != self.labels[None, :]
+        similarity = similarity_table(anchors, keys)
+        self._await_backward(similarity)
+        return Block(similarity, 0.0, weight, keys)
+
+    @torch.no_grad()
+    def enqueue_after(self, keys: Tensor, labels: Tensor | None = None) -> None:
+        """As `enqueue`, but written when the queue is next read: tables made before still read the keys they had."""
+        self._check_width("keys", keys)
+        self._check_labels(labels, keys)
+        self._take_in()
+        self._waiting = (keys.detach().clone(), None if labels is None else labels.clone())
+
     def _await_backward(self, similarity: Tensor) -> None:
         if not similarity.requires_grad or torch.compiler.is_compiling():
             return
@@ -143,9 +171,12 @@ class KeyQueue(nn.Module):
         self._open_tables.add(number)
         similarity.grad_fn.register_hook(lambda *_: self._open_tables.discard(number))  # after it has read the keys
 
+    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
+        self._take_in()  # before the buffers are read: what waited may go into a new one
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
     def get_extra_state(self) -> Tensor:
-        """Pointer and fill, for the state dict, whose buffers then hold the keys that waited."""
-        self._take_in()
+        """Pointer and fill, for the state dict, whose buffers hold the keys that waited."""
         return torch.tensor([self.pointer, self.fill])
 
     def set_extra_state(self, state: Tensor) -> None:

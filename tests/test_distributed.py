@@ -9,7 +9,9 @@ from mixcontrast import (
     BinomialDevianceLoss,
     ClipLoss,
     ContrastiveLoss,
+    CyClipLoss,
     GeodesicMixup,
+    HardNegativeLoss,
     InfoNCE,
     KeyQueue,
     LiftedStructureLoss,
@@ -23,6 +25,7 @@ from mixcontrast import (
     SigLipLoss,
     SupConLoss,
     SupReMix,
+    SynCo,
     TripletLoss,
 )
 from mixcontrast.distributed import Gathered
@@ -40,6 +43,8 @@ def queue() -> KeyQueue:
 def criteria() -> dict:
     """Each criterion with the kind of its inputs."""
     small = dict(num_hardest=6, num_pair_mixes=5, num_anchor_mixes=3)
+    six = dict(num_hardest=6, num_interpolated=3, num_extrapolated=3, num_pairs=3, num_noised=2, num_gradient=2,
+               num_sign=2)  # fmt: skip
     return {
         "contrastive": (ContrastiveLoss(), "labels"),
         "triplet": (TripletLoss(), "labels"),
@@ -61,6 +66,12 @@ def criteria() -> dict:
         "metrix drawn": (Metrix(SupConLoss(), num_mixtures=4, anchor_negative=True), "labels"),
         "metrix proxies": (Metrix(ProxyAnchorLoss(6, WIDTH).double()), "labels"),
         "supremix": (SupReMix(SupConLoss(), window=2.0), "values"),
+        "hcl": (HardNegativeLoss(InfoNCE()), "views"),
+        "synco queue": (SynCo(InfoNCE(), queue=queue(), **six), "views"),
+        "cyclip labels": (CyClipLoss(ClipLoss(same_modality=True)), "labelled towers"),
+        "mochi clip queues": (MoCHi(ClipLoss(image_queue=queue(), text_queue=queue()), **small), "towers"),
+        "synco siglip own": (SynCo(SigLipLoss(same_modality=True), same_modality=True, **six), "labelled towers"),
+        "m3 labels": (GeodesicMixup(ClipLoss()), "labelled towers"),
         "m3": (GeodesicMixup(ClipLoss()), "towers"),
         "stack": (MoCHi(Metrix(MultiSimilarityLoss()), **small), "labels"),
     }
@@ -77,7 +88,8 @@ def inputs(kind: str, encoder: torch.nn.Module, rows: slice) -> tuple:
     if kind == "views":
         return one, two
     unit = torch.nn.functional.normalize
-    return unit(one, dim=-1), unit(two, dim=-1), torch.tensor(10.0, dtype=torch.float64), torch.tensor(-5.0).double()
+    called = unit(one, dim=-1), unit(two, dim=-1), torch.tensor(10.0, dtype=torch.float64), torch.tensor(-5.0).double()
+    return called if kind == "towers" else (*called, False, (torch.arange(BATCH) % 9)[rows])
 
 
 def result(name: str, rows: slice, seed: int | None) -> tuple[torch.Tensor, list[torch.Tensor]]:

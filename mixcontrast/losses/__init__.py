@@ -2,6 +2,8 @@
 
 from mixcontrast.losses.base import Loss
 from mixcontrast.losses.clip import ClipLoss, SigLipLoss
+from mixcontrast.losses.cyclip import CyClipLoss
+from mixcontrast.losses.hard_negatives import HardNegativeLoss
 from mixcontrast.losses.pair_sums import (
     BinomialDevianceLoss,
     ContrastiveLoss,
@@ -17,6 +19,8 @@ __all__ = [
     "BinomialDevianceLoss",
     "ClipLoss",
     "ContrastiveLoss",
+    "CyClipLoss",
+    "HardNegativeLoss",
     "InfoNCE",
     "LiftedStructureLoss",
     "Loss",

@@ -61,9 +61,18 @@ class Loss(nn.Module, ABC):
         losses = [self.reduce(pairs) for pairs in tables]
         return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """The mean over the tables of a batch; arguments are those of `tables`."""
-        return self.reduce_tables(self.tables(*inputs))
+    def answer(self, loss: Tensor, *inputs: Tensor) -> Tensor | dict[str, Tensor]:
+        """What a call with `inputs` returns: the loss, or, where they ask for it, a dictionary of it."""
+        return loss
+
+    def in_place(self, *inputs: Tensor, labels: Tensor | None = None) -> tuple[Tensor, ...]:
+        """The inputs of a call with the labels, which may be given by name, in their place."""
+        return inputs if labels is None else (*inputs, labels)
+
+    def forward(self, *inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The mean over the tables of a batch; arguments are those of `tables`, `labels` by place or by name."""
+        inputs = self.in_place(*inputs, labels=labels)
+        return self.answer(self.reduce_tables(self.tables(*inputs)), *inputs)
 
 
 def positive_number(**numbers: float) -> None:

@@ -3,29 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixcontrast.losses.base import Loss
+from mixcontrast.losses.base import Loss, positive_number
 from mixcontrast.losses.both_ways import ReverseMix, cross_entropy_both_ways
 from mixcontrast.losses.rowsums import negatives, positives, weighted_sum
 from mixcontrast.losses.softmax import cross_entropy_rows
-from mixcontrast.pairs import Pairs, reads_values
+from mixcontrast.pairs import Block, Pairs, reads_values, similarity_table
+from mixcontrast.queue import KeyQueue
 
 
 class ClipLoss(Loss):
     """Image to text and text to image cross-entropy, averaged.
 
-    Called with `(image_features (A, D), text_features (A, D), logit_scale)`, unit vectors and a multiplying scale, and
-    open_clip's optional `logit_bias` and `output_dict` (returns `{"contrastive_loss": loss}`). Raises as
-    `Pairs.from_towers`.
+    Called as open_clip's: `(image_features (A, D), text_features (A, D), logit_scale, logit_bias=None,
+    output_dict=False, labels=None)`; unit vectors, a multiplying scale, and `{"contrastive_loss": loss}` where
+    `output_dict` is set. `labels`, one a pair or (A, 2), say which further images and texts belong together
+    (`pairs_that_match`): a row's target is then shared evenly by all its positives. Raises as `Pairs.from_towers`.
 
-    Source: Radford et al., ICML 2021, arXiv 2103.00020; equal to open_clip's ClipLoss on one process.
+    Args:
+        image_queue: a KeyQueue of earlier image features, negatives of every text; each call in training mode enqueues
+            its images.
+        text_queue: likewise, texts for images.
+        same_modality: the other images are negatives of an image too, the other texts of a text, those of the queues
+            included; never those that `labels` put together.
+        same_modality_temperature: divides the similarities of these, in place of the model's logit_scale, under which
+            images are far more similar to images than to texts; None keeps the logit_scale.
+
+    Queues made with `labels=True` leave out keys of a pair's own label, and need the labels at each call, one a pair.
+
+    Source: Radford et al., ICML 2021, arXiv 2103.00020; equal to open_clip's ClipLoss. Differs: queues, same-modality
+    negatives and labels, which open_clip does not have.
     """
 
     towers = True
+
+    def __init__(
+        self,
+        *,
+        image_queue: KeyQueue | None = None,
+        text_queue: KeyQueue | None = None,
+        same_modality: bool = False,
+        same_modality_temperature: float | None = 0.07,
+    ) -> None:
+        super().__init__()
+        _check_columns(image_queue, text_queue, same_modality_temperature)
+        self.image_queue, self.text_queue = image_queue, text_queue
+        self.same_modality, self.same_modality_temperature = same_modality, same_modality_temperature
 
     def tables(
         self,
@@ -33,12 +61,16 @@ class ClipLoss(Loss):
         text_features: Tensor,
         logit_scale: Tensor | float,
         logit_bias: Tensor | float | None = None,
+        output_dict: bool = False,
+        labels: Tensor | None = None,
     ) -> tuple[Pairs, ...]:
-        return Pairs.from_towers(image_features, text_features, logit_scale, logit_bias)
+        tables = Pairs.from_towers(image_features, text_features, logit_scale, logit_bias, labels=labels)
+        return _with_more_columns(self, tables, labels)
 
     def rows(self, pairs: Pairs) -> Tensor:
         # a bias added to every logit of a row leaves its cross-entropy as it is
-        return cross_entropy_rows(pairs, _scale_of(pairs))
+        scale = scale_of(pairs)
+        return cross_entropy_rows(pairs.at_one_scale(scale), scale)
 
     def reduce_tables(self, tables: Sequence[Pairs]) -> Tensor:
         both = self.both_ways(tables)
@@ -64,7 +96,22 @@ class ClipLoss(Loss):
             return None
         if target.dtype != torch.bool or not bool(target.diagonal().all()) or int(target.sum()) != len(similarity):
             return None
-        return cross_entropy_both_ways(similarity, _scale_of(tables[0]), mixtures)
+        return cross_entropy_both_ways(similarity, scale_of(tables[0]), mixtures)
+
+    def in_place(self, *inputs: Tensor | float | None, labels: Tensor | None = None) -> tuple:
+        return _in_place(inputs, labels)
+
+    def answer(
+        self,
+        loss: Tensor,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Tensor | float,
+        logit_bias: Tensor | float | None = None,
+        output_dict: bool = False,
+        labels: Tensor | None = None,
+    ) -> Tensor | dict[str, Tensor]:
+        return {"contrastive_loss": loss} if output_dict else loss
 
     def forward(
         self,
@@ -73,23 +120,38 @@ class ClipLoss(Loss):
         logit_scale: Tensor | float,
         logit_bias: Tensor | float | None = None,
         output_dict: bool = False,
+        labels: Tensor | None = None,
     ) -> Tensor | dict[str, Tensor]:
-        loss = self.reduce_tables(self.tables(image_features, text_features, logit_scale, logit_bias))
-        return {"contrastive_loss": loss} if output_dict else loss
+        return super().forward(image_features, text_features, logit_scale, logit_bias, output_dict, labels)
 
 
 class SigLipLoss(Loss):
     """A sigmoid for each pair of image and text: `-(1/A) sum_ij log sigmoid(z_ij (logit_scale * s_ij + logit_bias))`.
 
-    A target `t` between 0 and 1 counts `t` of the pair as matching and `1 - t` as not.
+    A target `t` between 0 and 1 counts `t` of the pair as matching and `1 - t` as not. Read by images and by texts, and
+    averaged: without further columns one is the other.
 
-    Called with `(image_features (A, D), text_features (A, D), logit_scale, logit_bias)` and open_clip's optional
-    `output_dict`. Raises as `Pairs.from_towers`.
+    Called as open_clip's: `(image_features (A, D), text_features (A, D), logit_scale, logit_bias, output_dict=False,
+    labels=None)`; arguments as ClipLoss's, but that each of several positives of an image counts whole. Raises as
+    `Pairs.from_towers`.
 
-    Source: Zhai et al., ICCV 2023, arXiv 2303.15343; equal to open_clip's SigLipLoss on one process.
+    Source: Zhai et al., ICCV 2023, arXiv 2303.15343; equal to open_clip's SigLipLoss. Differs as ClipLoss does.
     """
 
     towers = True
+
+    def __init__(
+        self,
+        *,
+        image_queue: KeyQueue | None = None,
+        text_queue: KeyQueue | None = None,
+        same_modality: bool = False,
+        same_modality_temperature: float | None = 0.07,
+    ) -> None:
+        super().__init__()
+        _check_columns(image_queue, text_queue, same_modality_temperature)
+        self.image_queue, self.text_queue = image_queue, text_queue
+        self.same_modality, self.same_modality_temperature = same_modality, same_modality_temperature
 
     def tables(
         self,
@@ -97,15 +159,36 @@ class SigLipLoss(Loss):
         text_features: Tensor,
         logit_scale: Tensor | float,
         logit_bias: Tensor | float | None = None,
+        output_dict: bool = False,
+        labels: Tensor | None = None,
     ) -> tuple[Pairs, ...]:
-        to_text, _ = Pairs.from_towers(image_features, text_features, logit_scale, logit_bias)
-        return (to_text,)
+        tables = Pairs.from_towers(image_features, text_features, logit_scale, logit_bias, labels=labels)
+        return _with_more_columns(self, tables, labels)
 
     def rows(self, pairs: Pairs) -> Tensor:
-        scale, bias = _scale_of(pairs), 0.0 if pairs.logit_bias is None else pairs.logit_bias
+        scale, bias = scale_of(pairs), 0.0 if pairs.logit_bias is None else pairs.logit_bias
+        pairs = pairs.at_one_scale(scale)
         pull, _ = weighted_sum(*positives(pairs), lambda s: F.softplus(-(s * scale + bias)))
         push, _ = weighted_sum(*negatives(pairs), lambda s: F.softplus(s * scale + bias))
         return pull + push
+
+    def reduce_tables(self, tables: Sequence[Pairs]) -> Tensor:
+        return super().reduce_tables(tables[:1] if _one_table(tables) else tables)
+
+    def in_place(self, *inputs: Tensor | float | None, labels: Tensor | None = None) -> tuple:
+        return _in_place(inputs, labels)
+
+    def answer(
+        self,
+        loss: Tensor,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Tensor | float,
+        logit_bias: Tensor | float | None = None,
+        output_dict: bool = False,
+        labels: Tensor | None = None,
+    ) -> Tensor | dict[str, Tensor]:
+        return {"contrastive_loss": loss} if output_dict else loss
 
     def forward(
         self,
@@ -114,15 +197,83 @@ class SigLipLoss(Loss):
         logit_scale: Tensor | float,
         logit_bias: Tensor | float | None = None,
         output_dict: bool = False,
+        labels: Tensor | None = None,
     ) -> Tensor | dict[str, Tensor]:
-        loss = self.reduce_tables(self.tables(image_features, text_features, logit_scale, logit_bias))
-        return {"contrastive_loss": loss} if output_dict else loss
+        return super().forward(image_features, text_features, logit_scale, logit_bias, output_dict, labels)
 
 
-def _scale_of(pairs: Pairs) -> Tensor | float:
+def scale_of(pairs: Pairs) -> Tensor | float:
+    """The model's scale.
+
+    Raises:
+        TypeError: the table has none.
+    """
     if pairs.logit_scale is None:
         raise TypeError(
             "A CLIP loss needs the model's logit_scale, which multiplies. Got none; "
             "call criterion(image_features, text_features, model.logit_scale.exp())."
         )
     return pairs.logit_scale
+
+
+def _in_place(inputs: tuple, labels: Tensor | None) -> tuple:
+    """Labels follow three inputs, a bias and whether to answer by a dictionary."""
+    return inputs if labels is None else (*inputs, *(None, False)[len(inputs) - 3 :], labels)
+
+
+def _check_columns(image_queue: KeyQueue | None, text_queue: KeyQueue | None, temperature: float | None) -> None:
+    if temperature is not None:
+        positive_number(same_modality_temperature=temperature)
+    if image_queue is not None and image_queue is text_queue:
+        raise ValueError(
+            "Each tower needs a queue of its own. Got one KeyQueue as image_queue and text_queue; make two."
+        )
+
+
+def _with_more_columns(loss: ClipLoss | SigLipLoss, tables: tuple[Pairs, Pairs], labels: Tensor | None):
+    """The tables of both directions with the columns of the queues and of the anchors' own tower."""
+    queues = {"image": loss.image_queue, "text": loss.text_queue}
+    for queue in queues.values():
+        if queue is not None and queue.label_buffer is not None and labels is not None and labels.ndim != 1:
+            raise ValueError(
+                f"A queue keeps one label a key. Got labels {tuple(labels.shape)}; number the groups of pairs that "
+                "belong together, or make queues without labels."
+            )
+    made = []
+    for pairs, own, other in zip(tables, ("image", "text"), ("text", "image"), strict=True):
+        anchors, blocks = pairs.anchors, []
+        if queues[other] is not None and queues[other].fill:
+            blocks.append(queues[other].negatives(anchors, _labels_for(queues[other], labels)))
+        if loss.same_modality:
+            of_own = [Block(similarity_table(anchors, anchors), 0.0, _apart(pairs, labels), anchors)]
+            if queues[own] is not None and queues[own].fill:
+                of_own.append(queues[own].negatives(anchors, _labels_for(queues[own], labels)))
+            blocks += [replace(b, same_modality=True, temperature=loss.same_modality_temperature) for b in of_own]
+        made.append(pairs.append(*blocks))
+    if loss.training:
+        for name, pairs in zip(("image", "text"), tables, strict=True):
+            if queues[name] is not None:
+                queues[name].enqueue_after(pairs.anchors, _labels_for(queues[name], labels))
+    return tuple(made)
+
+
+def _labels_for(queue: KeyQueue, labels: Tensor | None) -> Tensor | None:
+    """Labels sort out a batch's pairs even where a queue keeps none."""
+    return labels if queue.label_buffer is not None else None
+
+
+def _apart(pairs: Pairs, labels: Tensor | None) -> Tensor:
+    """(A, A) bool: which of the same tower are negatives: not itself, nor any that shares its image or caption."""
+    if labels is None:
+        return ~torch.eye(len(pairs.anchors), dtype=torch.bool, device=pairs.anchors.device)
+    columns = [labels] if labels.ndim == 1 else list(labels.unbind(1))
+    apart = columns[0][:, None] != columns[0][None, :]
+    return apart & (columns[1][:, None] != columns[1][None, :]) if len(columns) == 2 else apart
+
+
+def _one_table(tables: Sequence[Pairs]) -> bool:
+    """Whether they are one table, read by rows and by columns."""
+    if len(tables) != 2 or any(len(table.blocks) != 1 for table in tables):
+        return False
+    (there,), (back,) = (table.blocks for table in tables)
+    return there.candidates is tables[1].anchors and back.candidates is tables[0].anchors

@@ -6,5 +6,6 @@ from mixcontrast.mixers.geodesic import GeodesicMixup, MixTerm
 from mixcontrast.mixers.metrix import Metrix
 from mixcontrast.mixers.mochi import MoCHi
 from mixcontrast.mixers.supremix import SupReMix
+from mixcontrast.mixers.synco import SynCo
 
-__all__ = ["DeepMetrix", "GeodesicMixup", "Metrix", "Mixer", "MixTerm", "MoCHi", "SupReMix"]
+__all__ = ["DeepMetrix", "GeodesicMixup", "Metrix", "Mixer", "MixTerm", "MoCHi", "SupReMix", "SynCo"]

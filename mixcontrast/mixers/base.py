@@ -53,9 +53,11 @@ class Mixer(nn.Module, ABC):
         """
         return self.loss.reduce_tables([self.mix(pairs, self.draw(pairs)) for pairs in tables])
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """The mean over the tables of a batch; arguments are those of the wrapped loss."""
-        return self.reduce_tables(self.tables(*inputs))
+    def forward(self, *inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The mean over the tables of a batch; arguments are those of the wrapped loss, `labels` by name too."""
+        loss = innermost(self.loss)
+        inputs = loss.in_place(*inputs, labels=labels)
+        return loss.answer(self.reduce_tables(self.tables(*inputs)), *inputs)
 
 
 def innermost(criterion: Loss | Mixer) -> Loss:
@@ -192,6 +194,38 @@ class _RowProducts(torch.autograd.Function):
             total.index_add_(0, left[part], candidates.index_select(0, right[part]).mul_(grad[part]))
             total.index_add_(0, right[part], candidates.index_select(0, left[part]).mul_(grad[part]))
         return total, None, None
+
+
+def table_products(candidates: Tensor, vectors: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """(A, M) `candidates[first] . vectors[second]`, a few thousand rows alive at a time; no gradient to `vectors`."""
+    return _TableProducts.apply(candidates, vectors, first, second)
+
+
+class _TableProducts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, candidates: Tensor, vectors: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        ctx.save_for_backward(candidates, vectors, first, second)
+        left, right = first.reshape(-1), second.reshape(-1)
+        products = candidates.new_empty(left.shape)
+        step = _pairs_at_once(candidates)
+        for start in range(0, len(left), step):
+            part = slice(start, start + step)
+            rows = candidates.index_select(0, left[part]).mul_(vectors.index_select(0, right[part]))
+            torch.sum(rows, dim=1, out=products[part])
+        return products.view(first.shape)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, None, None, None]:
+        if not ctx.needs_input_grad[0]:
+            return None, None, None, None
+        candidates, vectors, first, second = ctx.saved_tensors
+        left, right, grad = first.reshape(-1), second.reshape(-1), grad.reshape(-1, 1)
+        total = torch.zeros_like(candidates)
+        step = _pairs_at_once(candidates)
+        for start in range(0, len(left), step):
+            part = slice(start, start + step)
+            total.index_add_(0, left[part], vectors.index_select(0, right[part]).mul_(grad[part]))
+        return total, None, None, None
 
 
 def _pairs_at_once(candidates: Tensor) -> int:

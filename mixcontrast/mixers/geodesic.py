@@ -11,7 +11,7 @@ from torch import Tensor
 from mixcontrast.losses.base import Loss
 from mixcontrast.losses.both_ways import ReverseMix
 from mixcontrast.losses.clip import ClipLoss
-from mixcontrast.mixers.base import Mixer, check_wrappable, innermost, only_real_block
+from mixcontrast.mixers.base import Mixer, check_wrappable, innermost
 from mixcontrast.mixing import Geodesic, Interpolation, anchor_side, sample_beta
 from mixcontrast.pairs import Block, Pairs, reads_values, similarity_table
 
@@ -65,8 +65,9 @@ class GeodesicMixup(Mixer):
             (m2), the texts (V), the images (L). VL, a mixture on both sides, is then refused. The paper lets all
             gradients flow.
 
-    Called as open_clip's loss is: `(image_features, text_features, logit_scale, logit_bias=None, output_dict=False)`;
-    features are unit vectors.
+    Called as open_clip's loss is: `(image_features, text_features, logit_scale, logit_bias=None, output_dict=False,
+    labels=None)`; features are unit vectors. Images and texts that `labels` put together are positives of each other's
+    mixtures by the same shares, and no negatives in m2. The columns of queues and of the own tower are not mixed.
 
     Raises:
         TypeError: `loss` cannot read mixed targets.
@@ -120,7 +121,7 @@ class GeodesicMixup(Mixer):
         tables = self.loss.tables(*inputs)
         if reads_values(tables[0].anchors):
             _check_lengths("image_features", tables[0].anchors)
-            _check_lengths("text_features", tables[0].candidates)
+            _check_lengths("text_features", tables[0].blocks[0].candidates)
         return tables
 
     def set_epoch(self, epoch: int) -> None:
@@ -164,11 +165,20 @@ class GeodesicMixup(Mixer):
 
     def _two_hot(self, pairs: Pairs, name: str, mixed: Tensor, lam: Tensor) -> Pairs:
         """The table whose targets are `lam` at (i, i) and `1 - lam` at (i, r(i)); 1 where both are one cell."""
+        if pairs.anchor_labels is not None:
+            return self._table(pairs, name, Block(mixed, self._mixed_target(pairs, name, lam), 1.0))
         rows = torch.arange(len(mixed), device=mixed.device)
         target = mixed.new_zeros(mixed.shape)
         target[rows, rows.flip(0)] = 1 - lam
         target[rows, rows] += lam  # both are one cell where i = r(i)
         return self._table(pairs, name, Block(mixed, target, 1.0))
+
+    def _mixed_target(self, pairs: Pairs, name: str, lam: Tensor) -> Tensor:
+        """(A, A) the targets of several positives an image or text, mixed as their pairs are."""
+        target = self._square(pairs).target.to(lam.dtype)
+        if name == "vl":  # of what a mixture shares with another, half each way
+            return lam * target + (1 - lam) * (target.flip(0) + target.flip(1)) / 2
+        return lam * target + (1 - lam) * target.flip(0 if name == "v" else 1)
 
     def _source(self, similarity: Tensor, anchors: Tensor, mixed: Tensor) -> Tensor:
         """The table of anchors with what is to be mixed, which is detached or not."""
@@ -189,11 +199,11 @@ class GeodesicMixup(Mixer):
         among = similarity_table(anchors, anchors.detach() if self.detach else anchors)
         across = self._source(block.similarity, anchors, block.candidates)
         c1, c2 = self.interpolation.coefficients(lam, own.detach() if self.detach else own)
-        others = ~torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)
+        others = block.target == 0
         return Block(torch.addcmul(c1 * among, c2, across), 0.0, others), Block(own[:, None], 1.0, 1.0)
 
     def _square(self, pairs: Pairs) -> Block:
-        block = only_real_block("GeodesicMixup", pairs)
+        block = pairs.blocks[0]  # those of a queue or of the own tower come after it
         rows, columns = block.similarity.shape
         if rows != columns:
             raise ValueError(
@@ -217,8 +227,9 @@ class GeodesicMixup(Mixer):
         logit_scale: Tensor | float,
         logit_bias: Tensor | float | None = None,
         output_dict: bool = False,
+        labels: Tensor | None = None,
     ) -> Tensor | dict[str, Tensor]:
-        tables = self.tables(image_features, text_features, logit_scale, logit_bias)
+        tables = self.tables(image_features, text_features, logit_scale, logit_bias, output_dict, labels)
         loss = self.reduce_tables(tables)
         return {"contrastive_loss": loss} if output_dict else loss
 

@@ -9,20 +9,11 @@ import torch
 from torch import Tensor
 
 from mixcontrast.losses.base import Loss
-from mixcontrast.losses.softmax import InfoNCE
-from mixcontrast.mixers.base import (
-    Mixer,
-    check_wrappable,
-    only_real_block,
-    parent_cosine,
-    read_detached,
-    self_similarity,
-)
+from mixcontrast.mixers.base import Mixer, check_wrappable, self_similarity
+from mixcontrast.mixers.pool import check_queue, pool_of
 from mixcontrast.mixing import Interpolation, Linear
 from mixcontrast.pairs import Block, Cells, Pairs
 from mixcontrast.queue import KeyQueue
-
-_GROUP = 8  # columns a group, in the search for the largest
 
 
 @dataclass(frozen=True)
@@ -64,6 +55,8 @@ class MoCHi(Mixer):
         warmup_steps: how many calls in training mode pass without mixing; counted in the state dict.
         interpolation: Linear(normalize=True) as in the paper, or Geodesic().
         detach: mixtures pass no gradient to what they are made of, as in the paper; the anchor gets it.
+        same_modality: around a loss of two towers that has `same_modality` set, mix columns of the anchor's own tower
+            (images for an image) instead of the other's.
 
     Raises:
         TypeError: `loss` cannot read mixtures, or it has a queue of its own beside this one.
@@ -74,6 +67,7 @@ class MoCHi(Mixer):
 
     Source: Kalantidis et al., NeurIPS 2020, arXiv 2010.01028.
 
+    >>> from mixcontrast import InfoNCE
     >>> criterion = MoCHi(InfoNCE(temperature=0.2), num_hardest=4, num_pair_mixes=8, num_anchor_mixes=2)
     >>> pairs, = criterion.tables(torch.randn(16, 8), torch.randn(16, 8))
     >>> pairs.shape, criterion.mix(pairs, criterion.draw(pairs)).shape
@@ -91,6 +85,7 @@ class MoCHi(Mixer):
         warmup_steps: int = 0,
         interpolation: Interpolation = Linear(),
         detach: bool = True,
+        same_modality: bool = False,
     ) -> None:
         super().__init__()
         check_wrappable("MoCHi", loss, soft_targets=False)
@@ -102,21 +97,12 @@ class MoCHi(Mixer):
             )
         if warmup_steps < 0:
             raise ValueError(f"`warmup_steps` must be at least 0. Got {warmup_steps}; 0 mixes from the first step.")
-        inner = loss
-        while queue is not None:
-            if isinstance(inner, InfoNCE | MoCHi) and inner.queue is not None:
-                raise TypeError(
-                    f"One queue is enough. Got one for MoCHi and one for {type(inner).__name__} inside it; "
-                    "give it to the outer MoCHi alone."
-                )
-            if not isinstance(inner, Mixer):
-                break
-            inner = inner.loss
+        check_queue("MoCHi", loss, queue)
         self.loss = loss
         self.num_hardest, self.num_pair_mixes, self.num_anchor_mixes = num_hardest, num_pair_mixes, num_anchor_mixes
         self.queue = queue
         self.warmup_steps, self.step = warmup_steps, 0
-        self.interpolation, self.detach = interpolation, detach
+        self.interpolation, self.detach, self.same_modality = interpolation, detach, same_modality
 
     def tables(self, *inputs: Tensor) -> tuple[Pairs, ...]:
         if self.queue is None:
@@ -125,9 +111,9 @@ class MoCHi(Mixer):
 
     @torch.no_grad()
     def draw(self, pairs: Pairs, generator: torch.Generator | None = None) -> MoCHiDraw:
-        block = only_real_block("MoCHi", pairs)
-        hardest, number = _hardest(block.similarity, block.negative, self.num_hardest)  # (A, N), (A, 1) or N
-        anchors, s, t = block.similarity.shape[0], self.num_pair_mixes, self.num_anchor_mixes
+        pool = pool_of("MoCHi", pairs, self.same_modality, self.detach)
+        hardest, number = pool.hardest(self.num_hardest)  # (A, N), (A, 1) or N
+        anchors, s, t = len(pairs.anchors), self.num_pair_mixes, self.num_anchor_mixes
         size = (anchors, 2 * s + t)
         if isinstance(number, Tensor):
             place = (torch.rand(size, device=hardest.device, generator=generator) * number).long()
@@ -135,7 +121,7 @@ class MoCHi(Mixer):
             place = torch.randint(number, size, device=hardest.device, generator=generator)
         first, second, negative = hardest.gather(1, place).split([s, s, t], dim=1)
         share = torch.rand(
-            anchors, s + t, dtype=block.similarity.dtype, device=hardest.device, generator=generator
+            anchors, s + t, dtype=pairs.anchors.dtype, device=hardest.device, generator=generator
         )
         return MoCHiDraw(
             first=first,
@@ -148,16 +134,17 @@ class MoCHi(Mixer):
 
     def mix(self, pairs: Pairs, draw: MoCHiDraw) -> Pairs:
         """The table with `num_pair_mixes + num_anchor_mixes` further negatives a row."""
-        block = only_real_block("MoCHi", pairs)
-        cosine = parent_cosine(pairs, block, draw.first, draw.second, self.interpolation, self.detach)
-        columns = torch.cat([draw.first, draw.second, draw.negative], dim=1)
-        read = read_detached(pairs, block, columns) if self.detach else block.similarity.gather(1, columns)
+        pool = pool_of("MoCHi", pairs, self.same_modality, self.detach)
+        cosine = pool.cosines(draw.first, draw.second, self.interpolation)
+        read = pool.read(torch.cat([draw.first, draw.second, draw.negative], dim=1))
         first, second, negative = read.split([draw.first.shape[1], draw.second.shape[1], draw.negative.shape[1]], dim=1)
         of_pairs = self.interpolation.similarity(first, second, draw.alpha, cosine)  # (A, S)
         own = self_similarity(pairs.anchors, self.detach)  # (A, 1)
         cosine = negative.detach() if self.detach else negative
         with_anchor = self.interpolation.similarity(own, negative, draw.beta, cosine)  # (A, S')
-        return pairs.append(Block(torch.cat([of_pairs, with_anchor], dim=1), 0.0, draw.usable))
+        mixed = torch.cat([of_pairs, with_anchor], dim=1)
+        kind = pool.blocks[0]
+        return pairs.append(Block(mixed, 0.0, draw.usable, None, kind.same_modality, kind.temperature))
 
     def loss_of(self, pairs: Pairs, draw: MoCHiDraw) -> Tensor:
         return self.loss.reduce(self.mix(pairs, draw))
@@ -183,37 +170,3 @@ class MoCHi(Mixer):
 
     def extra_repr(self) -> str:
         return f"({self.num_hardest}, {self.num_pair_mixes}, {self.num_anchor_mixes}), warmup_steps={self.warmup_steps}"
-
-
-def _hardest(similarity: Tensor, negative: Cells, count: int) -> tuple[Tensor, Tensor | int]:
-    """Columns of the largest similarities among the negatives.
-
-    Returns:
-        (A, N) columns, the negatives first; and how many of them are negatives, (A, 1), or N where all are.
-    """
-    count = min(count, similarity.shape[1])
-    if not isinstance(negative, Tensor):
-        return largest(similarity, count), count
-    hidden = torch.where(negative > 0, similarity, -torch.inf)
-    values, columns = hidden.topk(count, dim=1)
-    return columns, (values > -torch.inf).sum(dim=1, keepdim=True)
-
-
-def largest(table: Tensor, count: int) -> Tensor:
-    """(A, count) columns of each row's largest cells, in no order.
-
-    A column among the `count` largest lies in one of the `count` groups whose maximum is largest, so a search among
-    the groups, and one among the columns of those groups, together much shorter than the row, give the exact answer.
-    """
-    rows, columns = table.shape
-    width = columns // _GROUP
-    if width < 2 * count:
-        return table.topk(count, dim=1, sorted=False).indices
-    body = table[:, : width * _GROUP].unflatten(1, (_GROUP, width))  # column g * width + n is (g, n)
-    groups = body.amax(dim=1).topk(count, dim=1, sorted=False).indices  # (A, N)
-    members = body.gather(2, groups[:, None, :].expand(-1, _GROUP, -1)).flatten(1)  # (A, G * N)
-    members = torch.cat([members, table[:, width * _GROUP :]], dim=1) if columns > width * _GROUP else members
-    best = members.topk(count, dim=1, sorted=False).indices
-    inside = best < _GROUP * count
-    group = groups.gather(1, best % count)
-    return torch.where(inside, best // count * width + group, best - _GROUP * count + _GROUP * width)

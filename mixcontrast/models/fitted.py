@@ -20,7 +20,8 @@ class FittedEncoder(Encoder):
 
     Args:
         path: `best.ckpt` or `last.ckpt`.
-        image_size: pixels a side, where a frozen EfficientNet-lite0 is under the encoder; else the transform has its own.
+        image_size: pixels a side, where the encoder is a head over a frozen EfficientNet-lite0; else the transform has
+            its own.
 
     Raises:
         ValueError: a checkpoint whose encoder does not read images, or weights that do not fit.

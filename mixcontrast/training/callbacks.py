@@ -22,7 +22,7 @@ def first_two(batch: Any) -> tuple[Any, Tensor]:
 
 
 class Bar(RichProgressBar):
-    """Lightning's bar, with what a run is watched by: loss, similarity of positives and negatives, the judge's first."""
+    """Lightning's bar, with loss, similarity of positives and negatives, and what the judge found."""
 
     def get_metrics(self, trainer, module) -> dict[str, Any]:
         found = super().get_metrics(trainer, module)

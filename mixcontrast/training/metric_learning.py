@@ -10,7 +10,8 @@ import lightning
 from torch import Tensor, nn
 
 from mixcontrast.distributed import Gathered
-from mixcontrast.mixers import DeepMetrix
+from mixcontrast.losses import Loss
+from mixcontrast.mixers import DeepMetrix, Mixer
 from mixcontrast.retrieval import Evaluation, RetrievalEvaluator
 from mixcontrast.training.callbacks import RetrievalCallback
 from mixcontrast.training.fitting import (
@@ -56,7 +57,7 @@ class MetricLearning(FitModule):
     def __init__(
         self,
         encoder: nn.Module,
-        criterion: nn.Module,
+        criterion: Loss | Mixer | DeepMetrix,
         *,
         optimizer: OptimizerCallable = adamw,
         proxy_factor: float = 100.0,

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mixcontrast.distributed import Gathered
+from mixcontrast.losses import Loss
+from mixcontrast.mixers import Mixer
 from mixcontrast.retrieval import Evaluation
 from mixcontrast.training.callbacks import embed_loader
 from mixcontrast.training.fitting import (
@@ -49,7 +51,7 @@ class Regression(FitModule):
     def __init__(
         self,
         encoder: nn.Module,
-        criterion: nn.Module,
+        criterion: Loss | Mixer,
         *,
         projector: nn.Module | None = None,
         bins: int | None = None,

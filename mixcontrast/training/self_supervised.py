@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mixcontrast.distributed import Gathered
-from mixcontrast.losses import InfoNCE
+from mixcontrast.losses import InfoNCE, Loss
 from mixcontrast.mixers import Mixer, MoCHi
 from mixcontrast.queue import KeyQueue
 from mixcontrast.retrieval import Evaluation, RetrievalEvaluator
@@ -61,7 +61,7 @@ class SelfSupervised(FitModule):
     def __init__(
         self,
         encoder: nn.Module,
-        criterion: nn.Module,
+        criterion: Loss | Mixer,
         *,
         projector: nn.Module | None = None,
         momentum: float | None = None,

@@ -13,6 +13,8 @@ from mixcontrast import (
     BinomialDevianceLoss,
     ClipLoss,
     ContrastiveLoss,
+    CyClipLoss,
+    HardNegativeLoss,
     InfoNCE,
     KeyQueue,
     LiftedStructureLoss,
@@ -45,6 +47,7 @@ class Case:
     tables: Callable[..., list[Table]]  # (criterion, *inputs) -> its tables, plainly
     keeps_all: bool = False  # whether rows without positives enter the mean
     scaled: bool = False  # whether it reads a logit_scale of the table
+    of_batch: Callable[..., Tensor] | None = None  # (criterion, *inputs) -> what is added once a batch
 
     def __str__(self) -> str:
         return self.name
@@ -78,7 +81,8 @@ def plain_loss(case: Case, criterion: Loss, *inputs: Tensor) -> Tensor:
         rows = plain_rows(case, similarity, target, weight, *scale_and_bias)
         kept = [i for i in range(len(rows)) if case.keeps_all or bool((target[i] * weight[i] > 0).any())]
         means.append(sum(rows[i] for i in kept) / len(kept))
-    return sum(means) / len(means)
+    total = sum(means) / len(means)
+    return total if case.of_batch is None else total + case.of_batch(criterion, *inputs)
 
 
 # ---- what each loss does with one row
@@ -158,6 +162,38 @@ def cross_entropy(s, t, w, scale, *_):
     near, _, every = _split(s, t, w)
     below = _sum(every, lambda s: (s * scale).exp())
     return _mean(near, lambda s: -((s * scale).exp() / below).log())
+
+
+def hard_negatives(beta: float, tau_plus: float, temperature: float | None = None) -> Row:
+    """As their paper has it, in numbers that do not overflow."""
+
+    def row(s, t, w, scale, *_):
+        near, far, _ = _split(s, t, w)
+        scale = scale if temperature is None else 1 / temperature
+        count = sum(w for _, w in far)
+        total = _sum(far, lambda s: (s * scale).exp() ** (1 + beta))
+        mean = _sum(far, lambda s: (s * scale).exp() ** beta) / max(count, 1e-9)
+
+        def of(s):
+            p = (s * scale).exp()
+            if not far:
+                return -(p / p).log()
+            g = (total / mean - tau_plus * count * p) / (1 - tau_plus)
+            least = count * torch.exp(-torch.as_tensor(scale, dtype=s.dtype))
+            return -(p / (p + torch.maximum(g, least))).log()
+
+        return _mean(near, of)
+
+    return row
+
+
+def consistency(criterion, image, text, *_):
+    total = 0
+    for j in range(len(image)):
+        for k in range(len(image)):
+            total = total + criterion.in_modal * (image[j] @ image[k] - text[j] @ text[k]) ** 2
+            total = total + criterion.cross_modal * (image[j] @ text[k] - image[k] @ text[j]) ** 2
+    return total / len(image)
 
 
 def siglip(s, t, w, scale, bias):
@@ -241,6 +277,34 @@ def _towers_tables(_, image, text, scale, bias):
     )
 
 
+def _own_tower_tables(criterion, image, text, scale, bias):
+    """Each direction with the other tower's queue, its own tower at a temperature of 0.3, and its own queue."""
+    tables, size = [], len(image)
+    for own, other, own_queue, other_queue in (
+        (image, text, criterion.image_queue, criterion.text_queue),
+        (text, image, criterion.text_queue, criterion.image_queue),
+    ):
+        similarity = torch.cat(
+            [own @ other.T, own @ other_queue.keys.T, own @ own.T / 0.3 / scale, own @ own_queue.keys.T / 0.3 / scale],
+            dim=1,
+        )
+        target, weight = torch.zeros(similarity.shape), torch.ones(similarity.shape)
+        start = size + other_queue.fill
+        for i in range(size):
+            target[i, i], weight[i, start + i] = 1, 0
+        tables.append((similarity, target, weight))
+    return tables
+
+
+def _with_queues(make) -> Loss:
+    queues = [KeyQueue(6, DIM).double(), KeyQueue(6, DIM).double()]
+    for seed, queue in enumerate(queues):
+        keys = torch.randn(3 + seed, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(7 + seed))
+        queue.enqueue(keys)
+    loss = make(image_queue=queues[0], text_queue=queues[1], same_modality=True, same_modality_temperature=0.3)
+    return loss.eval()  # eval: the same queues at each call
+
+
 def _proxies_table(criterion, embeddings, labels):
     target = labels[:, None] == torch.arange(len(criterion.proxies))
     return [(_cosines(embeddings, criterion.proxies), target.double(), torch.ones_like(target).double())]
@@ -307,6 +371,39 @@ CASES = [
     Case("info_nce_queue", _moco, info_nce(0.2), _two, _queue_table),
     Case("clip", ClipLoss, cross_entropy, _towers, _towers_tables, scaled=True),
     Case("siglip", SigLipLoss, siglip, _towers, lambda *a: _towers_tables(*a)[:1], scaled=True),
+    Case("clip_more_columns", lambda: _with_queues(ClipLoss), cross_entropy, _towers, _own_tower_tables, scaled=True),
+    Case("siglip_more_columns", lambda: _with_queues(SigLipLoss), siglip, _towers, _own_tower_tables, scaled=True),
+    Case(
+        "cyclip",
+        lambda: CyClipLoss(ClipLoss(), in_modal=0.4, cross_modal=0.7),
+        cross_entropy,
+        _towers,
+        _towers_tables,
+        scaled=True,
+        of_batch=consistency,
+    ),
+    Case(
+        "hard_negatives",
+        lambda: HardNegativeLoss(InfoNCE(temperature=0.5), beta=0.7, tau_plus=0.1),
+        hard_negatives(0.7, 0.1, 0.5),
+        _two,
+        _views_table,
+    ),
+    Case(
+        "debiased",
+        lambda: HardNegativeLoss(SupConLoss(temperature=0.5), beta=0, tau_plus=0.2),
+        hard_negatives(0, 0.2, 0.5),
+        _labelled,
+        _labels_table,
+    ),
+    Case(
+        "hard_negatives_clip",
+        lambda: HardNegativeLoss(ClipLoss(), beta=1.5, tau_plus=0.05),
+        hard_negatives(1.5, 0.05),
+        _towers,
+        _towers_tables,
+        scaled=True,
+    ),
     Case("triplet", lambda: TripletLoss(margin=0.3), triplet(0.3), _labelled, _labels_table),
     Case(
         "triplet_euclidean",

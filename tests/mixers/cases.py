@@ -32,6 +32,7 @@ from mixcontrast import (
     SigLipLoss,
     SupConLoss,
     SupReMix,
+    SynCo,
 )
 
 from . import plain
@@ -78,6 +79,8 @@ class Case:
     def value(self, mixer: Mixer, tables: tuple[Pairs, ...], draw: Any) -> Tensor:
         if isinstance(mixer, GeodesicMixup):
             return mixer.loss_of_towers(tables, draw)
+        if self.towers:  # one draw for both directions
+            return mixer.loss.reduce_tables([mixer.mix(pairs, draw) for pairs in tables])
         (pairs,) = tables
         return mixer.loss_of(pairs, draw)
 
@@ -93,16 +96,20 @@ def leaves(inputs: tuple, mixer: nn.Module) -> list[Tensor]:
     return [x for x in (*inputs, *mixer.parameters()) if isinstance(x, Tensor) and x.requires_grad]
 
 
+NINE = dict(num_hardest=6, num_pair_mixes=9, num_anchor_mixes=4)
+SIX_KINDS = dict(num_hardest=6, num_interpolated=5, num_extrapolated=4, num_pairs=3, num_noised=4, num_gradient=2,
+                 num_sign=3, noise_scale=0.3, gradient_step=0.2, sign_step=0.1)  # fmt: skip
+
+
+def _hard(name: str) -> tuple:
+    """The mixer of hard negatives of that name, and its numbers."""
+    return (SynCo, SIX_KINDS) if name.startswith("synco") else (MoCHi, NINE)
+
+
 def _mochi(name: str, loss, plain_loss, inputs, batch_labels) -> Case:
     def make(interpolation, detach):
-        return MoCHi(
-            loss(),
-            num_hardest=6,
-            num_pair_mixes=9,
-            num_anchor_mixes=4,
-            interpolation=interpolation,
-            detach=detach,
-        ).double()
+        mixer, numbers = _hard(name)
+        return mixer(loss(), interpolation=interpolation, detach=detach, **numbers).double()
 
     def reference(mixer, inputs, draw):
         z = torch.cat(inputs) if inputs[1].is_floating_point() else inputs[0]
@@ -113,16 +120,11 @@ def _mochi(name: str, loss, plain_loss, inputs, batch_labels) -> Case:
 
 def _mochi_queue(name: str, num_keys: int, labels: Tensor | None) -> Case:
     def make(interpolation, detach):
-        mixer = MoCHi(
-            InfoNCE(temperature=0.2),
-            queue=filled(num_keys, labels is not None) if num_keys else KeyQueue(8, DIM),
-            num_hardest=8,
-            num_pair_mixes=9,
-            num_anchor_mixes=4,
-            interpolation=interpolation,
-            detach=detach,
-        )
-        return mixer.double()
+        mixer, numbers = _hard(name)
+        queue = filled(num_keys, labels is not None) if num_keys else KeyQueue(8, DIM)
+        numbers = {**numbers, "num_hardest": 8}
+        loss = InfoNCE(temperature=0.2)
+        return mixer(loss, queue=queue, interpolation=interpolation, detach=detach, **numbers).double()
 
     def inputs():
         return (embeddings(7, 1), embeddings(7, 2)) + (() if labels is None else (labels,))
@@ -192,6 +194,36 @@ def _geodesic_reference(mixer, inputs, draw, *, siglip):
     return plain.geodesic(mixer, inputs, draw, siglip=siglip)
 
 
+def _towers(name: str, *, labels: Tensor | None = None, queues: tuple[str, ...] = (), of_own: bool = False) -> Case:
+    """MoCHi or SynCo around a loss of two towers; the numbers of a queue's labels are those of `labels`, and others."""
+    siglip, same_modality = "siglip" in name, of_own or "own" in name
+    with_labels = labels is not None and labels.ndim == 1
+
+    def make(interpolation, detach):
+        mixer, numbers = _hard(name)
+        loss = (SigLipLoss if siglip else ClipLoss)(
+            same_modality=same_modality,
+            same_modality_temperature=0.3,
+            **{f"{tower}_queue": filled(9, with_labels) for tower in queues},
+        )
+        return mixer(loss, interpolation=interpolation, detach=detach, same_modality=of_own, **numbers).double()
+
+    def inputs():
+        scale = torch.tensor(4.0, dtype=torch.float64, requires_grad=True)
+        bias = torch.tensor(-2.0, dtype=torch.float64, requires_grad=True)
+        more = () if labels is None else (False, labels)
+        return (embeddings(8, 1), embeddings(8, 2), scale, bias, *more)
+
+    def reference(mixer, inputs, draw):
+        kept = {tower: getattr(mixer.loss, f"{tower}_queue") for tower in queues}
+        return plain.towers(
+            mixer, inputs, draw, siglip=siglip, same_modality=same_modality, temperature=0.3,
+            queues={tower: (queue.keys, queue.labels) for tower, queue in kept.items()},
+        )  # fmt: skip
+
+    return Case(name, make, inputs, reference, labels, towers=True)
+
+
 OFF = dict(m2=None, v=None, l=None, vl=None)
 ALL_KINDS = dict(anchor_negative=True, negative_negative=True)
 POSES = torch.tensor([[1.0, 2], [1, 2], [0, 5], [3, 3], [0, 5], [1, 5], [4, 0]], dtype=torch.float64)
@@ -222,6 +254,32 @@ MOCHI = [
         lambda: (embeddings(8), torch.tensor([1, 1, 1, 4, 1, 1, 1, 1])),
         torch.tensor([1, 1, 1, 4, 1, 1, 1, 1]),
     ),
+]
+SYNCO = [
+    _mochi_queue("synco-queue", 21, None),
+    _mochi_queue("synco-class-oracle", 21, torch.tensor([0, 1, 2, 3, 0, 9, 1])),
+    _mochi_queue("synco-empty-queue", 0, None),
+    _mochi(
+        "synco-two-views",
+        partial(InfoNCE, temperature=0.3),
+        plain.info_nce(0.3),
+        lambda: (embeddings(6, 1), embeddings(6, 2)),
+        SIX.repeat(2),
+    ),
+    _mochi("synco-labels", partial(SupConLoss, temperature=0.3), plain.sup_con(0.3), lambda: (embeddings(11), UNEVEN),
+           UNEVEN),
+]  # fmt: skip
+GROUPS = torch.tensor([1, 1, 0, 3, 3, 3, 7, 2])
+CAPTIONS = torch.tensor([[0, 5], [0, 6], [1, 5], [2, 7], [3, 7], [4, 8], [5, 9], [6, 10]])  # image, caption
+TOWERS = [
+    _towers("mochi-clip"),
+    _towers("mochi-siglip", labels=CAPTIONS),
+    _towers("mochi-clip-labels-queues", labels=GROUPS, queues=("image", "text")),
+    _towers("mochi-clip-own", queues=("image", "text"), of_own=True),
+    _towers("mochi-siglip-own-captions", labels=CAPTIONS, of_own=True),
+    _towers("synco-clip-labels", labels=GROUPS),
+    _towers("synco-clip-own-seen", labels=GROUPS, queues=("text", "image")),
+    _towers("synco-siglip-own-labels-queues", labels=GROUPS, queues=("image", "text"), of_own=True),
 ]
 METRIX = [
     _metrix("metrix-contrastive", ContrastiveLoss, plain.contrastive()),
@@ -268,5 +326,5 @@ GEODESIC = [
     _geodesic("m3-odd", size=5, m2=MixTerm(0.5), vl=MixTerm(0.7, beta=1.0)),
     _geodesic("m3-siglip-temperature", siglip=True, m2=MixTerm(0.5, temperature=0.2), v=MixTerm(1.0, temperature=0.5)),
 ]
-CASES = MOCHI + METRIX + SUPREMIX + GEODESIC
-TABLE_CASES = MOCHI + METRIX + SUPREMIX  # one table in, one table out
+CASES = MOCHI + SYNCO + TOWERS + METRIX + SUPREMIX + GEODESIC
+TABLE_CASES = MOCHI + SYNCO + METRIX + SUPREMIX  # one table in, one table out

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mixcontrast import Linear
+from mixcontrast import Linear, SynCo
 
 
 def unit(x: Tensor) -> Tensor:
@@ -133,19 +133,34 @@ def others(size: int) -> Tensor:
     return ~torch.eye(size, dtype=torch.bool)
 
 
-def mochi(loss, anchors: Tensor, real: list[Row], candidates: Tensor, negative: Tensor, mixer, draw) -> Tensor:
-    """`negative` (A, K): which candidates an anchor may mix."""
-    parents, itself = candidates[None].expand(len(anchors), -1, -1), anchors
+def synthetic(anchors: Tensor, candidates: Tensor, mixer, draw) -> Tensor:
+    """(A, M, D) what MoCHi and SynCo add to each anchor's negatives."""
+    parents, itself = candidates[None].expand(len(anchors), -1, -1), anchors[:, None]
     if mixer.detach:
         parents, itself = parents.detach(), itself.detach()
 
     def of(columns: Tensor) -> Tensor:
         return torch.stack([parents[a][columns[a]] for a in range(len(anchors))])  # (A, S, D)
 
+    def with_anchor(columns: Tensor, share: Tensor) -> Tensor:
+        return mixture(itself.expand_as(of(columns)), of(columns), share, mixer.interpolation)
+
+    if isinstance(mixer, SynCo):
+        return torch.cat([
+            with_anchor(draw.interpolated, draw.alpha),
+            with_anchor(draw.extrapolated, 1 - draw.beta),
+            mixture(of(draw.first), of(draw.second), draw.gamma, mixer.interpolation),
+            unit(of(draw.noised) + draw.noise),
+            unit(of(draw.towards) + mixer.gradient_step * itself),
+            unit(of(draw.by_sign) + mixer.sign_step * itself.sign()),
+        ], dim=1)  # fmt: skip
     pair = mixture(of(draw.first), of(draw.second), draw.alpha, mixer.interpolation)
-    negatives = of(draw.negative)
-    with_anchor = mixture(itself[:, None].expand_as(negatives), negatives, draw.beta, mixer.interpolation)
-    s = torch.einsum("ad,amd->am", anchors, torch.cat([pair, with_anchor], dim=1))
+    return torch.cat([pair, with_anchor(draw.negative, draw.beta)], dim=1)
+
+
+def mochi(loss, anchors: Tensor, real: list[Row], candidates: Tensor, negative: Tensor, mixer, draw) -> Tensor:
+    """`negative` (A, K): which candidates an anchor may mix."""
+    s = torch.einsum("ad,amd->am", anchors, synthetic(anchors, candidates, mixer, draw))
     return loss(join(real, rows_of(s, torch.zeros_like(s), negative.any(1, keepdim=True))))
 
 
@@ -289,7 +304,7 @@ def geodesic(mixer, inputs, draw, *, siglip: bool) -> Tensor:
         s = m(image, image[turned], draw.vl) @ m(text, text[turned], draw.vl).T
         terms.append(("vl", s, s.T, two(draw.vl)))
     decay = mixer.epoch + 1 if mixer.decay_with_epoch else 1
-    both = [0] if siglip else [0, 1]
+    both = [0, 1]
     total = sum(loss((image @ text.T, text @ image.T)[d], one, None) for d in both)
     for name, *tables, target in terms:
         term = mixer.terms[name]
@@ -299,3 +314,52 @@ def geodesic(mixer, inputs, draw, *, siglip: bool) -> Tensor:
     return total / len(both)
 
 
+
+
+def towers(mixer, inputs, draw, *, siglip: bool, queues: dict, same_modality: bool, temperature: float) -> Tensor:
+    """MoCHi or SynCo around a loss of two towers; `queues` are keys and labels of "image" and "text"."""
+    image, text, scale, bias, _, labels = (*inputs, None, None)[:6]
+    features = {"image": unit(image), "text": unit(text)}
+    labels = torch.arange(len(image)) if labels is None else labels
+    total = 0
+    for own, other in (("image", "text"), ("text", "image")):
+        anchors = features[own]
+
+        def columns(name: str, own: str = own) -> tuple[Tensor, Tensor, Tensor]:
+            """Candidates of a tower, and which are negatives and positives of each anchor."""
+            z, mine = features[name], labels
+            same = mine[:, None] == mine if mine.ndim == 1 else paired(mine, own, name)
+            nothing = torch.zeros(len(z), 0, dtype=torch.bool)
+            keys, of_keys = queues.get(name, (z[:0], labels[:0]))
+            apart = mine[:, None] != of_keys if of_keys is not None else torch.ones(len(z), len(keys)).bool()
+            queued = apart if len(keys) else nothing
+            return torch.cat([z, keys]), torch.cat([~same, queued], 1), torch.cat([same, queued & False], 1)
+
+        candidates, apart, same = columns(other)
+        real = rows_of(scale * anchors @ candidates.T + bias, same, apart | same)
+        if same_modality:
+            of_own, apart_of_own, _ = columns(own)
+            s = anchors @ of_own.T / temperature + bias
+            real = join(real, rows_of(s, torch.zeros_like(s), apart_of_own))
+        by = scale
+        if mixer.same_modality:
+            candidates, apart, by = of_own, apart_of_own, 1 / temperature
+        s = by * torch.einsum("ad,amd->am", anchors, synthetic(anchors, candidates, mixer, draw)) + bias
+        rows = join(real, rows_of(s, torch.zeros_like(s), apart.any(1, keepdim=True)))
+        if siglip:
+            each = [-((r.t * torch.sigmoid(r.s).log()).sum() + ((1 - r.t) * torch.sigmoid(-r.s).log()).sum())
+                    for r in rows]  # fmt: skip
+        else:
+            each = [cross_entropy(r, 1.0) for r in rows]
+        total = total + torch.stack(each).mean() / 2
+    return total
+
+
+def paired(labels: Tensor, own: str, name: str) -> Tensor:
+    """(A, A): a text belongs to an image where a pair has both numbers; two of one tower, where they share either."""
+    table = labels.tolist()
+    if own == name:
+        return torch.tensor([[a[0] == b[0] or a[1] == b[1] for b in table] for a in table])
+    known = {tuple(row) for row in table}
+    image_first = torch.tensor([[(a[0], b[1]) in known for b in table] for a in table])
+    return image_first if own == "image" else image_first.T

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mixcontrast import Linear, Metrix, MoCHi, MultiSimilarityLoss, Pairs, SupConLoss, SupReMix
 from mixcontrast.mixers.base import pick
-from mixcontrast.mixers.mochi import largest
+from mixcontrast.mixers.pool import largest
 
 from . import plain
 from .cases import AGES, CASES, METRIX, MOCHI, UNEVEN, Case, embeddings

@@ -23,6 +23,7 @@ from mixcontrast import (
     ProxyNCALoss,
     SupConLoss,
     SupReMix,
+    SynCo,
 )
 from mixcontrast.mixers import base
 
@@ -62,10 +63,14 @@ def queue() -> KeyQueue:
 
 
 MANY = dict(num_hardest=64, num_pair_mixes=80, num_anchor_mixes=40)
+SIX = dict(num_hardest=64, num_interpolated=20, num_extrapolated=20, num_pairs=20, num_noised=20, num_gradient=20,
+           num_sign=20)  # fmt: skip
 KINDS = dict(anchor_negative=True, negative_negative=True)
 ROWS = {
     "mochi-queue": (lambda **k: MoCHi(InfoNCE(), queue=queue(), **MANY, **k), (None,)),
     "mochi": (lambda **k: MoCHi(SupConLoss(), **{**MANY, "num_hardest": 16}, **k), (CLASSES,)),
+    "synco-queue": (lambda **k: SynCo(InfoNCE(), queue=queue(), **SIX, **k), (None,)),
+    "synco": (lambda **k: SynCo(SupConLoss(), **{**SIX, "num_hardest": 16}, **k), (CLASSES,)),
     "metrix": (lambda **k: Metrix(MultiSimilarityLoss(), anchor_negative=True, **k), (CLASSES,)),
     "metrix-all-kinds": (lambda **k: Metrix(MultiSimilarityLoss(), **KINDS, **k), (CLASSES,)),
     "metrix-drawn": (lambda **k: Metrix(SupConLoss(), num_mixtures=60, **KINDS, **k), (CLASSES,)),

@@ -28,6 +28,7 @@ from mixcontrast import (
     SigLipLoss,
     SupConLoss,
     SupReMix,
+    SynCo,
 )
 from mixcontrast.mixers.metrix import Parents
 
@@ -61,7 +62,7 @@ def shifted(pairs: Pairs, value: float) -> Pairs:
     return replace(pairs, blocks=tuple(blocks))
 
 
-WITH_LEFT_OUT = [c for c in TABLE_CASES if "proxy" not in c.name and c.name != "mochi-queue"]
+WITH_LEFT_OUT = [c for c in TABLE_CASES if "proxy" not in c.name and c.name not in ("mochi-queue", "synco-queue")]
 
 
 @pytest.mark.parametrize("case", WITH_LEFT_OUT, ids=lambda case: case.name)
@@ -134,6 +135,12 @@ def reordered(case: Case, mixer, draw, order: Tensor, num_columns: int, *, queue
         usable = draw.usable[order] if isinstance(draw.usable, Tensor) else draw.usable
         return replace(draw, first=columns(draw.first), second=columns(draw.second), alpha=draw.alpha[order],
                        negative=columns(draw.negative), beta=draw.beta[order], usable=usable)  # fmt: skip
+    if isinstance(mixer, SynCo):
+        usable = draw.usable[order] if isinstance(draw.usable, Tensor) else draw.usable
+        moved = {name: columns(getattr(draw, name)) for name in ("interpolated", "extrapolated", "first", "second",
+                                                                 "noised", "towards", "by_sign")}  # fmt: skip
+        shares = {name: getattr(draw, name)[order] for name in ("alpha", "beta", "gamma")}
+        return replace(draw, usable=usable, **moved, **shares)
     if isinstance(mixer, SupReMix):
         return replace(
             draw,
@@ -181,8 +188,8 @@ def test_permuting_anchors_permutes_rows(case: Case, interpolation: str) -> None
 
         draw, expected = tuple(kind(p) for p in draw), rows
     else:
-        apart = case.name in ("mochi-queue", "mochi-class-oracle") or "proxy" in case.name
-        rows_order = torch.cat([order, order + len(order)]) if case.name == "mochi-two-views" else order
+        apart = case.name.endswith(("o-queue", "i-queue", "class-oracle")) or "proxy" in case.name
+        rows_order = torch.cat([order, order + len(order)]) if case.name.endswith("two-views") else order
         draw = reordered(case, mixer, draw, rows_order, num_columns, queue=apart)
         expected = rows[rows_order]
     torch.testing.assert_close(mixer.loss.rows(mixer.mix(other, draw)), expected, rtol=1e-9, atol=1e-11)
@@ -193,7 +200,9 @@ def test_permuting_anchors_permutes_rows(case: Case, interpolation: str) -> None
 
 @pytest.mark.parametrize(
     "case",
-    [c for c in CASES if c.name in ("mochi-labels", "mochi-queue", "metrix-drawn", "metrix-all-kinds",
+    [c for c in CASES if c.name in ("mochi-labels", "mochi-queue", "synco-labels", "synco-queue",
+                                    "mochi-siglip-own-captions", "synco-clip-labels", "metrix-drawn",
+                                    "metrix-all-kinds",
                                     "metrix-proxy-nca-drawn", "metrix-proxy-anchor", "supremix", "m3-clip",
                                     "m3-siglip")],
     ids=lambda case: case.name,
@@ -205,8 +214,10 @@ def test_gradcheck(case: Case, interpolation: str) -> None:
     draw = mixer.draw(case.tables(mixer, inputs)[0], seeded())
     parameters = list(mixer.parameters())
     of = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
-    if case.name == "mochi-queue":
+    if case.name in ("mochi-queue", "synco-queue"):
         of = of[:1]  # keys are detached
+    if case.towers and "clip" in case.name and not isinstance(mixer, GeodesicMixup):
+        of = [x for x in of if x is not inputs[3]]  # a bias leaves cross-entropy as it is
 
     def loss(*changed: Tensor) -> Tensor:
         given = iter(changed)
@@ -259,10 +270,16 @@ NUMBERS = torch.tensor([0.0, 1, 2, 3, 4, 5]).repeat(2)
 def criteria(interpolation) -> dict:
     kinds = dict(anchor_negative=True, negative_negative=True, interpolation=interpolation)
     few = dict(num_hardest=4, num_pair_mixes=9, num_anchor_mixes=9, interpolation=interpolation)
+    six = dict(num_hardest=4, num_interpolated=5, num_extrapolated=5, num_pairs=5, num_noised=3, num_gradient=3,
+               num_sign=3, interpolation=interpolation)  # fmt: skip
     return {
         "mochi": (MoCHi(SupConLoss(temperature=0.05), **few), CLASSES),
         "mochi-attached": (MoCHi(SupConLoss(temperature=0.05), detach=False, **few), CLASSES),
         "mochi-queue": (MoCHi(InfoNCE(temperature=0.05), queue=KeyQueue(30, DIM), **few), None),
+        "synco": (SynCo(SupConLoss(temperature=0.05), **six), CLASSES),
+        "synco-attached": (SynCo(SupConLoss(temperature=0.05), detach=False, **six), CLASSES),
+        "synco-clip": (SynCo(ClipLoss(same_modality=True), same_modality=True, detach=False, **six), "towers"),
+        "synco-siglip": (SynCo(SigLipLoss(), **six), "towers"),
         "metrix": (Metrix(MultiSimilarityLoss(), **kinds), CLASSES),
         "metrix-drawn": (Metrix(ContrastiveLoss(euclidean=True), num_mixtures=20, **kinds), CLASSES),
         "metrix-proxy": (Metrix(ProxyNCALoss(6, DIM), **kinds), CLASSES),
@@ -327,9 +344,11 @@ def test_half_inputs_are_read_as_float32(name: str) -> None:
         torch.manual_seed(1)
         criterion, second = criteria(Linear())[name]
         x = degenerate("", 12, torch.float16).detach()
-        if name in ("clip", "siglip"):
-            x = F.normalize(x.float(), dim=1).half()
-            bias = (torch.tensor(-10.0),) if name == "siglip" else ()
+        if name.endswith("clip"):
+            x, bias = F.normalize(x.float(), dim=1).half(), ()
+        elif name.endswith("siglip"):
+            x, bias = F.normalize(x.float(), dim=1).half(), (torch.tensor(-10.0),)
+        if second == "towers":
             x = x.float() if widen else x
             values.append(criterion(x, x.roll(1, 0), torch.tensor(100.0), *bias))
         else:
@@ -341,7 +360,8 @@ def test_half_inputs_are_read_as_float32(name: str) -> None:
 
 
 COMPILED = {  # whether detached, and a case of it
-    (True, "mochi-queue"), (False, "mochi-labels"), (True, "metrix-all-kinds"), (False, "metrix-proxy-nca-drawn"),
+    (True, "mochi-queue"), (False, "mochi-labels"), (True, "synco-queue"),
+    (False, "synco-clip-labels"), (True, "metrix-all-kinds"), (False, "metrix-proxy-nca-drawn"),
     (True, "supremix"), (False, "m3-clip"),
 }  # fmt: skip
 

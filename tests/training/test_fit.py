@@ -11,14 +11,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import lightning
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from mixcontrast import InfoNCE, KeyQueue, MultiSimilarityLoss, SupConLoss, SupReMix
 from mixcontrast.cli import main
-from mixcontrast.data import ClassData
-from mixcontrast.retrieval import Evaluation, compare
+from mixcontrast.data import ClassData, ResizeAndCrop
+from mixcontrast.models import TimmNetwork
+from mixcontrast.retrieval import Evaluation, StoredEmbeddings, compare
 from mixcontrast.training import MetricLearning, Regression, SelfSupervised
 from mixcontrast.training.safety import LossIsNoNumber, StopAtNaN, rows_of_batch
 from tests.fitting import RECIPES, Killed, Plain, Vectors, of, recipe
@@ -31,6 +34,15 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Such small networks lose by threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def fit(*arguments: object) -> None:
@@ -71,13 +83,20 @@ def assert_same_run(first: Path, second: Path) -> None:
     assert saved(first, "best.ckpt")["global_step"] == saved(second, "best.ckpt")["global_step"]
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_killed_run_goes_on_as_if_it_had_not_been(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "name, kills",
+    [
+        ("metric learning", (2, 5, 8)),  # in an epoch, before anything else is saved than its end, in another
+        ("simclr", (4,)),  # with gradients that are half accumulated
+        ("regression", (9,)),
+    ],
+)
+def test_a_killed_run_goes_on_as_if_it_had_not_been(name, kills, tmp_path, monkeypatch):
     file = recipe(name, tmp_path)
     fit("--config", file, "--out", tmp_path / "whole", "--save_every", 1)
     steps = saved(tmp_path / "whole")["global_step"]
     assert steps >= 6
-    for batch in (2, 5, 8):  # in an epoch, before anything else is saved than its end, in another
+    for batch in kills:
         monkeypatch.setenv("KILL_AT", f"raise:{batch}")
         with pytest.raises(Killed):
             fit("--config", file, "--out", tmp_path / "killed", "--save_every", 1)
@@ -86,6 +105,15 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(name, tmp_path, monkeypatch)
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
     rows = logged(tmp_path / "killed")
     assert sum(bool(row["loss"]) for row in rows) == steps
+
+
+@pytest.mark.parametrize("name", ["regression by bins", "direct regression"])
+def test_values_are_judged_by_their_error(name, tmp_path):
+    fit("--config", recipe(name, tmp_path), "--out", tmp_path / "run", "--trainer.max_epochs=2")
+    found = Evaluation.load(tmp_path / "run")
+    assert list(found.values) == ["MAE"] and len(found.queries) == 24 and found.settings["R2"] < 1
+    rows = logged(tmp_path / "run")
+    assert {"val/MAE", "val/R2"} <= set(rows[0])
 
 
 def test_a_run_killed_by_the_system_goes_on(tmp_path):
@@ -110,8 +138,8 @@ def test_what_a_run_leaves(tmp_path, capsys):
     out = tmp_path / "run"
     fit("--config", file, "--out", out, "--seed", 3, "--model.criterion.weight=0.2")
     assert {path.name for path in out.iterdir()} == {
-        "config.yaml", "environment.json", "best.ckpt", "last.ckpt", "metrics.csv", "logs", "results.json", "results.md",
-        "queries.csv",
+        "config.yaml", "environment.json", "best.ckpt", "last.ckpt", "metrics.csv", "logs", "results.json",
+        "results.md", "queries.csv",
     }  # fmt: skip
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert config["seed"] == config["data"]["init_args"]["seed"] == 3 and config["trainer"]["max_epochs"] == 3
@@ -142,6 +170,46 @@ def test_another_recipe_in_the_same_folder_is_refused(tmp_path, capsys):
     message = capsys.readouterr().err
     assert raised.value.code == 2 and message.count("\n") == 1
     assert "holds another run: its model.init_args.criterion.init_args.weight is 0.4. Got 0.2" in message
+
+
+def test_images_through_a_network_and_out_again(tmp_path):
+    noise = np.random.default_rng(0)
+    for number in range(48):
+        file = tmp_path / "photos" / f"class{number % 8}" / f"{number:02d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        picture = noise.integers(0, 120, (24, 24, 3)) + 15 * (number % 8)
+        Image.fromarray(picture.astype(np.uint8)).save(file)
+    config = {
+        "trainer": {**RECIPES["moco"]["trainer"], "max_epochs": 1},
+        "model": of(
+            "mixcontrast.training.MetricLearning", head_only_epochs=1,
+            encoder=of("mixcontrast.models.TimmNetwork", name="test_resnet", embedding_dim=6, frozen_batch_norm=True),
+            criterion=of("mixcontrast.DeepMetrix", loss=of("mixcontrast.MultiSimilarityLoss"), layer="backbone.layer3"),
+        ),
+        "data": of(
+            "mixcontrast.data.ClassData",
+            examples=of("mixcontrast.data.ImageFolder", root=str(tmp_path / "photos")),
+            augment=of("mixcontrast.data.CropAndFlip", size=32),
+            transform=of("mixcontrast.data.ResizeAndCrop", size=32),
+            classes_per_batch=2, per_class=3, validation_share=0.25, test_share=0.25,
+        ),
+    }  # fmt: skip
+    (tmp_path / "images.yaml").write_text(yaml.safe_dump(config))
+    fit("--config", tmp_path / "images.yaml", "--out", tmp_path / "run")
+    checkpoint = tmp_path / "run" / "best.ckpt"
+    encoder = f"checkpoint:{checkpoint}"
+    main(["embed", str(tmp_path / "photos"), "--encoder", encoder, "--out", str(tmp_path / "embedded")])
+    found = StoredEmbeddings(tmp_path / "embedded")
+    network = TimmNetwork("test_resnet", 6)
+    state = saved(tmp_path / "run", "best.ckpt")["state_dict"]
+    network.load_state_dict({name.removeprefix("encoder."): value for name, value in state.items()})
+    transform = ResizeAndCrop(32)
+    files = sorted((tmp_path / "photos").rglob("*.png"))
+    with torch.no_grad():
+        expected = network.eval()(torch.stack([transform(Image.open(file).convert("RGB")) for file in files]))
+    np.testing.assert_allclose(found.read(0, len(found)), expected.numpy(), rtol=1e-4, atol=1e-5)
+    with pytest.raises(SystemExit, match="has its own image size"):
+        main(["embed", str(tmp_path / "photos"), "--encoder", encoder, "--out", str(tmp_path), "--image_size", "64"])
 
 
 def refused(capsys, *arguments: object) -> str:
@@ -204,29 +272,32 @@ def test_an_infinite_loss_is_seen_before_the_step():
         (["--trainer.max_epochs=many"], "trainer.max_epochs must be a whole number. Got many."),
         (["--seed=x"], "seed must be a whole number. Got x."),
         (["--model.criterion.wieght=3"], "model.criterion: mixcontrast.Metrix has no wieght. Did you mean weight?"),
-        (["--model.criterion.loss.num_clases=3"], "mixcontrast.ProxyAnchorLoss has no num_clases. Did you mean num_classes?"),
+        (["--model.criterion.loss.num_clases=3"], "ProxyAnchorLoss has no num_clases. Did you mean num_classes?"),
         (["--model.criterion.weight=abc"], "model.criterion.weight must be a number. Got abc."),
         (["--model.optimizer.lrr=3"], "model.optimizer: torch.optim.AdamW has no lrr. Did you mean lr?"),
         (["--model.criterion=mixcontrast.Metrixx"], "there is no mixcontrast.Metrixx. Did you mean Metrix"),
         (["--model.criterion=mixcontrst.Metrix"], "there is no module mixcontrst. Did you mean mixcontrast?"),
         (["--model.criterion.loss=mixcontrast.KeyQueue"], "must be a Loss or Mixer. Got mixcontrast.KeyQueue"),
-        (["--model.encoder=mixcontrast.models.FeatureHed"], "there is no mixcontrast.models.FeatureHed. Did you mean FeatureHead"),
+        (["--model.encoder=mixcontrast.models.FeatureHed"], "models.FeatureHed. Did you mean FeatureHead"),
         (["--model=mixcontrast.training.MetricLerning"], "Did you mean MetricLearning?"),
         (["--data=mixcontrast.data.ClassDat"], "there is no mixcontrast.data.ClassDat. Did you mean ClassData"),
-        (["--data.clases_per_batch=3"], "mixcontrast.data.ClassData has no clases_per_batch. Did you mean classes_per_batch?"),
+        (["--data.clases_per_batch=3"], "data.ClassData has no clases_per_batch. Did you mean classes_per_batch?"),
         (["--data.examples=mixcontrast.data.ImageFolder", "--data.examples.root=nowhere"], "nowhere"),
         (["--model.encoder=mixcontrast.models.TimmNetwork", "--model.encoder.name=resnet5"],
          "timm has no network 'resnet5'. Did you mean"),
         (["--model.encoder=mixcontrast.models.FeatureHead"], "mixcontrast.models.FeatureHead needs num_features"),
         (["--model.criterion=mixcontrast.InfoNCE"],
-         "MetricLearning calls its criterion with (embeddings, labels). Got InfoNCE, which is called with (query, key)"),
-        (["--model.criterion=torch.nn.CrossEntropyLoss"], "needs a mixcontrast loss or mixer. Got CrossEntropyLoss"),
+         "calls its criterion with (embeddings, labels). Got InfoNCE, which is called with (query, key)"),
+        (["--model.criterion=torch.nn.CrossEntropyLoss"],
+         "model.criterion must be a Loss or Mixer or DeepMetrix. Got torch.nn.CrossEntropyLoss, which is none."),
         (["--model.criterion.loss=mixcontrast.TripletLoss"], "TripletLoss reads only targets of 0 and 1"),
         (["--model.criterion.loss.num_classes=9"], "Got 9 proxies for 8 classes; set num_classes: 8."),
-        (["--model.head_only_epochs=1", "--model.encoder=tests.fitting.Plain"], "needs an encoder whose part `head`"),
+        (["--model.head_only_epochs=1", "--model.encoder=tests.fitting.Plain"], "an encoder whose part `head`"),
         (["--model.warmup_epochs=7"], "A warm-up must be shorter than the run"),
         (["--data.classes_per_batch=9"], "A batch of 9 classes needs as many. Got 8"),
         (["--data.test_share=0"], "test part"),
+        (["--trainer.precision=bf15"], "trainer.precision cannot be bf15. Did you mean bf16?"),
+        (["--trainer.strategy=dpd"], "invalid strategy name"),
         (["--judge_every=0"], "at least 1. Got 0"),
     ],
 )  # fmt: skip

@@ -54,6 +54,7 @@ def work(rank: int, port: int, folder: str) -> None:
     dist.barrier()
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -65,7 +66,10 @@ def test_two_processes_train_as_one(tmp_path):
         assert one["global_step"] == two["global_step"] >= 6
         assert one["state_dict"].keys() == two["state_dict"].keys()
         for key, tensor in one["state_dict"].items():
-            torch.testing.assert_close(two["state_dict"][key], tensor, rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f"{name} {k}: {m}")
+            where = f"{name}, {key}: "
+            torch.testing.assert_close(
+                two["state_dict"][key], tensor, rtol=1e-4, atol=1e-5, msg=lambda m, where=where: where + m
+            )
         first, second = (Evaluation.load(tmp_path / n / name) for n in ("one", "two"))
         for metric in first.values:
             assert first.mean(metric) == pytest.approx(second.mean(metric), abs=1e-3)
