@@ -135,7 +135,7 @@ def _fit(folder: RunFolder, ready: Namespace, console: Console) -> None:
         folder.begin(seed, trainer.strategy.root_device.type)
         how = f"goes on after step {step:,}" if begun else "begins"
         console.print(f"{folder.path} {how}, on {trainer.strategy.root_device.type}", highlight=False, soft_wrap=True)
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     try:
         trainer.fit(module, datamodule=data, ckpt_path=folder.last if begun else None, weights_only=True)
     except SystemExit:  # Lightning's, of a keyboard interrupt
@@ -157,7 +157,8 @@ def _fit(folder: RunFolder, ready: Namespace, console: Console) -> None:
     found = module.judge_test(data)
     facts = {
         "seed": seed, "steps": trainer.global_step, "epochs": trainer.current_epoch, "judged": chosen.name,
-        "seconds of this start": round(time.perf_counter() - start, 1), "from step": step,
+        "seconds of this start": round(time.perf_counter() - start, 1),
+        "CPU seconds of this start": round(time.process_time() - cpu_start, 1), "from step": step,
         "monitor": monitor[0],
     }  # fmt: skip
     folder.finish(found, facts)
