@@ -22,7 +22,7 @@ import re
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,9 @@ RESAMPLES = 4000
 TUNING_SEED = 100  # none of those that are judged
 
 LR, STD = "model.init_args.optimizer.init_args.lr", "data.init_args.augment.init_args.std"
+MARGIN = "model.init_args.criterion.init_args.negative_margin"
+MARGIN_MIXED = "model.init_args.criterion.init_args.loss.init_args.negative_margin"
+SHORT = {LR: "lr", STD: "noise", MARGIN: "margin", MARGIN_MIXED: "margin"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Group:
         pairs: (recipe, the recipe it is compared with).
         grid: keys of a recipe and their values, the same for each recipe, of which tuning chose.
         tuned: further arguments while tuning.
+        further: more of the grid, of some recipes.
     """
 
     title: str
@@ -56,6 +60,7 @@ class Group:
     pairs: tuple[tuple[str, str], ...]
     grid: dict[str, tuple[float, ...]]
     tuned: tuple[str, ...] = ()
+    further: dict[str, dict[str, tuple[float, ...]]] = field(default_factory=dict)
 
 
 def _regression(data: str, title: str, what: str) -> Group:
@@ -82,6 +87,11 @@ GROUPS: dict[str, Group] = {
         {f"emoji_{loss}{mix}": name + plus for loss, name in _LOSSES.items() for mix, plus in _MIXED.items()},
         tuple((f"emoji_{loss}{mix}", f"emoji_{loss}") for loss in _LOSSES for mix in ("_metrix", "_mochi")),
         {LR: (1e-4, 3e-4, 1e-3)},
+        further={
+            "emoji_contrastive": {MARGIN: (0.5, 0.0)},
+            "emoji_contrastive_metrix": {MARGIN_MIXED: (0.5, 0.0)},
+            "emoji_contrastive_mochi": {MARGIN_MIXED: (0.5, 0.0)},
+        },
     ),
     "fashion": Group(
         "Self-supervision on Fashion-MNIST, with and without MoCHi",
@@ -157,20 +167,24 @@ def judged_jobs(groups: Iterable[str], runs: Path, seeds: int) -> list[tuple[str
     ]
 
 
-def settings_of(group: Group) -> list[dict[str, float]]:
-    """Each point of the grid."""
-    return [dict(zip(group.grid, point, strict=True)) for point in itertools.product(*group.grid.values())]
+def settings_of(group: Group, name: str) -> list[dict[str, float]]:
+    """Each point of a recipe's grid."""
+    grid = group.grid | group.further.get(name, {})
+    return [dict(zip(grid, point, strict=True)) for point in itertools.product(*grid.values())]
 
 
 def tuning_jobs(groups: Iterable[str], runs: Path) -> list[tuple[str, Path, tuple[str, ...]]]:
     found = []
-    for group in groups:
-        for name in GROUPS[group].arms:
-            for point in settings_of(GROUPS[group]):
-                arguments = [f"--{key}={value}" for key, value in point.items()]
-                folder = runs / "tuning" / f"{name}-{'-'.join(f'{value:g}' for value in point.values())}"
-                found.append((name, folder, (*arguments, "--seed", str(TUNING_SEED), *GROUPS[group].tuned)))
+    for key in groups:
+        for name in GROUPS[key].arms:
+            for point in settings_of(GROUPS[key], name):
+                arguments = [f"--{at}={value}" for at, value in point.items()]
+                found.append((name, tuning_folder(runs, name, point), (*arguments, "--seed", str(TUNING_SEED), *GROUPS[key].tuned)))
     return found
+
+
+def tuning_folder(runs: Path, name: str, point: dict[str, float]) -> Path:
+    return runs / "tuning" / f"{name}-{'-'.join(f'{value:g}' for value in point.values())}"
 
 
 def best_validation(folder: Path) -> tuple[str, float]:
@@ -188,31 +202,23 @@ def write_tuning(groups: Iterable[str], runs: Path) -> None:
         "    python eval/recipes.py --tune", "",
         f"On validation parts, never on test, one run a point with seed {TUNING_SEED}, which no table has; the same grid "
         "for a plain loss and for the same with mixing. The rest is the papers', or a guess that all recipes of a "
-        "task share. The best of each row is in the recipe's file.", "",
+        "task share. What was chosen is in the recipes' files.", "",
     ]  # fmt: skip
     for key in groups:
         group = GROUPS[key]
-        points = settings_of(group)
-        names = {LR: "lr", STD: "noise"}
-        heads = [", ".join(f"{names[key]} {value:g}" for key, value in point.items()) for point in points]
         rows = []
-        for name, folder, _ in _by_name(tuning_jobs([key], runs)).values():
-            found = [best_validation(path) for path in folder]
+        for name, title in group.arms.items():
+            points = settings_of(group, name)
+            found = [best_validation(tuning_folder(runs, name, point)) for point in points]
             monitor, values = found[0][0], [value for _, value in found]
-            best = (np.argmin if monitor.endswith("MAE") else np.argmax)(values)
-            cells = [f"**{value:.3f}**" if place == best else f"{value:.3f}" for place, value in enumerate(values)]
-            rows.append([group.arms[name], *cells])
+            best = int((np.argmin if monitor.endswith("MAE") else np.argmax)(values))
+            heads = [", ".join(f"{SHORT[at]} {value:g}" for at, value in point.items()) for point in points]
+            cells = [f"{head}: {value:.3f}" for head, value in zip(heads, values, strict=True)]
+            rows.append([title, heads[best], f"{values[best]:.3f}", "; ".join(cells[:best] + cells[best + 1 :])])
             print(name, heads[best], f"{values[best]:.4f}", flush=True)
         shorter = f" ({' '.join(group.tuned)})" if group.tuned else ""
-        lines += [f"## {group.title}: {monitor}{shorter}", "", table(["", *heads], rows), ""]
+        lines += [f"## {group.title}: {monitor}{shorter}", "", table(["", "chosen", "there", "others"], rows), ""]
     write(RESULTS / "tuning.md", "\n".join(lines))
-
-
-def _by_name(jobs: list[tuple[str, Path, tuple[str, ...]]]) -> dict[str, tuple[str, list[Path], None]]:
-    found: dict[str, tuple[str, list[Path], None]] = {}
-    for name, folder, _ in jobs:
-        found.setdefault(name, (name, [], None))[1].append(folder)
-    return found
 
 
 @dataclass(frozen=True)
