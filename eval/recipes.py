@@ -20,12 +20,16 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from mixcontrast.retrieval import Evaluation
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS, RESULTS = ROOT / "configs", ROOT / "eval" / "results"
@@ -51,6 +55,7 @@ class Group:
         grid: keys of a recipe and their values, the same for each recipe, of which tuning chose.
         tuned: further arguments while tuning.
         further: more of the grid, of some recipes.
+        untrained: what the inputs themselves reach, for the first row.
     """
 
     title: str
@@ -61,10 +66,28 @@ class Group:
     grid: dict[str, tuple[float, ...]]
     tuned: tuple[str, ...] = ()
     further: dict[str, dict[str, tuple[float, ...]]] = field(default_factory=dict)
+    untrained: Callable[[], Evaluation] | None = None
+
+
+def frozen_features() -> Evaluation:
+    """Retrieval by the features that the emoji recipes begin with."""
+    import torch
+
+    from mixcontrast.data import ClassData, EmojiFeatures
+    from mixcontrast.retrieval import DML, evaluate
+
+    test = ClassData(EmojiFeatures(image_size=64)).test_examples
+    features = torch.stack([test[row] for row in range(len(test))])
+    return evaluate(features, test.labels, ks=(1, 2, 4, 8)).named(DML)
 
 
 def _regression(data: str, title: str, what: str) -> Group:
-    arms = {"l1": "L1, end to end", "supcon": "SupCon, 10 bins", "rank_n_contrast": "Rank-N-Contrast", "supremix": "SupReMix"}
+    arms = {
+        "l1": "L1, end to end",
+        "supcon": "SupCon, 10 bins",
+        "rank_n_contrast": "Rank-N-Contrast",
+        "supremix": "SupReMix",
+    }
     return Group(
         title, what + " The contrastive ones pretrain; ridge regression on their frozen embeddings is judged.",
         ("MAE", "R2"), {f"{data}_{arm}": name for arm, name in arms.items()},
@@ -80,8 +103,8 @@ _MIXED = {"": "", "_metrix": " + Metrix", "_mochi": " + MoCHi"}
 GROUPS: dict[str, Group] = {
     "emoji": Group(
         "Metric learning on emoji, with and without mixing",
-        "A head of two layers on frozen EfficientNet-lite0 features (64 pixels), 20 epochs of 128 drawings a batch, 4 of "
-        "each of 32 emoji; best.ckpt is the best of 10 looks at 144 validation emoji. Judged: retrieval among 4,891 "
+        "A head of two layers on frozen EfficientNet-lite0 features (64 pixels), 20 epochs of 128 drawings a batch, 4 "
+        "of each of 32 emoji; best.ckpt is the best of 10 looks at 144 validation emoji. Judged: retrieval among 4,891 "
         "drawings of 722 emoji that were not trained on.",
         ("Recall@1", "Recall@8", "MAP@R"),
         {f"emoji_{loss}{mix}": name + plus for loss, name in _LOSSES.items() for mix, plus in _MIXED.items()},
@@ -92,18 +115,19 @@ GROUPS: dict[str, Group] = {
             "emoji_contrastive_metrix": {MARGIN_MIXED: (0.5, 0.0)},
             "emoji_contrastive_mochi": {MARGIN_MIXED: (0.5, 0.0)},
         },
+        untrained=frozen_features,
     ),
     "fashion": Group(
         "Self-supervision on Fashion-MNIST, with and without MoCHi",
         "timm's test_resnet (0.4 M parameters, 96 features) from scratch on 4,500 of the training images at 28 pixels, "
-        "15 epochs of 128 a batch; best.ckpt is the best of 3 looks at 1,500 other training images. Judged: a linear "
+        "10 epochs of 128 a batch; best.ckpt is the best of 2 looks at 1,500 other training images. Judged: a linear "
         "probe and k-NN (k 20) on frozen features, learned from the 4,500, on the 10,000 test images.",
         ("linear probe", "k-NN"),
         {"fashion_moco": "MoCo v2", "fashion_moco_mochi": "MoCo v2 + MoCHi", "fashion_simclr": "SimCLR",
          "fashion_simclr_mochi": "SimCLR + MoCHi"},
         (("fashion_moco_mochi", "fashion_moco"), ("fashion_simclr_mochi", "fashion_simclr")),
         {LR: (1e-3, 3e-3)},
-        ("--trainer.max_epochs=6", "--judge_every=3"),
+        ("--trainer.max_epochs=4", "--judge_every=4"),
     ),
     "concrete": _regression(
         "concrete", "Regression on concrete",
@@ -112,8 +136,8 @@ GROUPS: dict[str, Group] = {
     ),
     "diamonds": _regression(
         "diamonds", "Regression on diamonds",
-        "The logarithm of a diamond's price from 9 columns, 6,000 of the 53,940 at random (the same for all; a fifth is "
-        "the test): an MLP of two layers of 256, 30 epochs of 128 a batch, two noisy views.",
+        "The logarithm of a diamond's price from 9 columns, 6,000 of the 53,940 at random (the same for all; a fifth "
+        "is the test): an MLP of two layers of 256, 30 epochs of 128 a batch, two noisy views.",
     ),
     "valence": _regression(
         "valence", "Regression of words' valence",
@@ -131,9 +155,9 @@ def fit(job: tuple[str, Path, tuple[str, ...]]) -> str:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{folder}.log", "a", encoding="utf-8") as log:
         with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-            config = str(CONFIGS / f"{name}.yaml")
+            common = ["--config", str(CONFIGS / f"{name}.yaml"), "--out", str(folder)]
             try:
-                main(["fit", "--config", config, "--out", str(folder), "--trainer.enable_progress_bar=false", *arguments])
+                main(["fit", *common, "--trainer.enable_progress_bar=false", *arguments])
             except SystemExit as stopped:
                 raise RuntimeError(f"{name}: see {folder}.log") from stopped
     return folder.name
@@ -178,8 +202,9 @@ def tuning_jobs(groups: Iterable[str], runs: Path) -> list[tuple[str, Path, tupl
     for key in groups:
         for name in GROUPS[key].arms:
             for point in settings_of(GROUPS[key], name):
-                arguments = [f"--{at}={value}" for at, value in point.items()]
-                found.append((name, tuning_folder(runs, name, point), (*arguments, "--seed", str(TUNING_SEED), *GROUPS[key].tuned)))
+                chosen = [f"--{at}={value}" for at, value in point.items()]
+                arguments = (*chosen, "--seed", str(TUNING_SEED), *GROUPS[key].tuned)
+                found.append((name, tuning_folder(runs, name, point), arguments))
     return found
 
 
@@ -200,8 +225,8 @@ def write_tuning(groups: Iterable[str], runs: Path) -> None:
     lines = [
         "# How the recipes' numbers were chosen", "",
         "    python eval/recipes.py --tune", "",
-        f"On validation parts, never on test, one run a point with seed {TUNING_SEED}, which no table has; the same grid "
-        "for a plain loss and for the same with mixing. The rest is the papers', or a guess that all recipes of a "
+        f"On validation parts, never on test, one run a point with seed {TUNING_SEED}, which no table has; the same "
+        "grid for a plain loss and for the same with mixing. The rest is the papers', or a guess that all recipes of a "
         "task share. What was chosen is in the recipes' files.", "",
     ]  # fmt: skip
     for key in groups:
@@ -278,6 +303,12 @@ def write_group(key: str, runs: Path, seeds: int) -> None:
     loaded = {name: load(name, runs, seeds) for name in group.arms}
     facts: dict = {"recipes": {}, "differences": [], "seeds": seeds}
     rows = []
+    if group.untrained is not None:
+        inputs = group.untrained()
+        classes = np.unique(inputs.groups, return_inverse=True)[1]
+        found = {metric: interval(inputs.values[metric][None], classes) for metric in group.metrics}
+        facts["the inputs themselves"] = found
+        rows.append(["the frozen features themselves", *map(_shown, found.values()), ""])
     for name, title in group.arms.items():
         mine = loaded[name]
         found = {metric: interval(mine.values[metric], mine.groups) for metric in group.metrics}
@@ -298,21 +329,20 @@ def write_group(key: str, runs: Path, seeds: int) -> None:
                 {"recipe": mixed, "against": plain, "metric": metric, "difference": found, "seeds better": better,
                  "verdict": verdict, "each seed": apart.mean(axis=1).tolist()}
             )  # fmt: skip
-            differences.append(
-                [f"{group.arms[mixed]} against {group.arms[plain]}", metric, _shown(found, "+.3f"), f"{better} of {seeds}", verdict]
-            )
+            both = f"{group.arms[mixed]} against {group.arms[plain]}"
+            differences.append([both, metric, _shown(found, "+.3f"), f"{better} of {seeds}", verdict])
     machine = environment("cpu")
     facts["machine"] = {name: value for name, value in machine.items() if name != "git"}
-    shown = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "lightning", "timm", "numpy") if machine[name])
+    shown = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "lightning", "timm", "numpy"))
     lower = " MAE is better where it is lower." if "MAE" in group.metrics else ""
     page = [
         f"# {group.title}", "",
         f"    python eval/recipes.py --only {key}", "",
         f"{group.what}{lower}", "",
-        f"Means of {seeds} seeds; the same seeds, batches and parts for all. [95% intervals] are of a bootstrap that draws "
-        f"seeds and {'test classes' if key == 'emoji' else 'test rows'}. Seconds are of CPU, one thread, training and "
-        f"judging, the median. On {machine['cores']} cores of {platform.machine()}, {platform.system()}; {shown}. Learning "
-        "rates and noise: [tuning.md](tuning.md).", "",
+        f"Means of {seeds} seeds; the same seeds, batches and parts for all. [95% intervals] are of a bootstrap that "
+        f"draws seeds and {'test classes' if key == 'emoji' else 'test rows'}. Seconds are of CPU, one thread, training "
+        f"and judging, the median; other work on the machine makes them longer. On {machine['cores']} cores of {platform.machine()}, {platform.system()}; {shown}. "
+        "Learning rates and noise: [tuning.md](tuning.md).", "",
         table(["", *group.metrics, "seconds a run"], rows), "",
         "## Differences, seed by seed and row by row", "",
         table(["", "metric", "difference [95% interval]", "seeds better", "so"], differences), "",
@@ -333,7 +363,7 @@ def write_second_line(name: str, key: str, group: Group, facts: dict) -> None:
     of = facts["recipes"][name]
     told = ", ".join(f"{metric} {of['metrics'][metric][0]:.3f}" for metric in group.metrics)
     against = [
-        f"{found['difference'][0]:+.3f} [{found['difference'][1]:+.3f}, {found['difference'][2]:+.3f}] against {found['against']}"
+        f"{_shown(found['difference'], '+.3f')} against {found['against']}"
         for found in facts["differences"]
         if found["recipe"] == name and found["metric"] == group.metrics[0]
     ]
