@@ -102,15 +102,15 @@ def fit_command(arguments: list[str]) -> None:
 
 
 def _fit(folder: RunFolder, ready: Namespace, console: Console) -> None:
-    """Trains, then judges the best checkpoint."""
+    """Trains, then judges the best checkpoint, or the last where there is no validation part."""
     module, data, seed = ready.model, ready.data, ready.seed
-    for part, loader in (("test", data.test_dataloader()), ("validation", data.val_dataloader())):
-        if not loader:
-            raise ValueError(f"A run is judged. Got no {part} part; set a {part}_share above 0.")
+    if not data.test_dataloader():
+        raise ValueError("A run is judged. Got no test part; set a test_share above 0.")
     begun = folder.last.exists()
     step = step_of(folder.last) if begun else 0
-    monitor = module.monitor(data)
-    judges = module.judges(data, ready.judge_every)
+    watched = bool(data.val_dataloader())  # without a validation part, as published recipes are, there is no best
+    name, mode = module.monitor(data)
+    judges = module.judges(data, ready.judge_every) if watched else []
     retrieval = next((judge for judge in judges if isinstance(judge, RetrievalCallback)), None)
     own: list[lightning.Callback] = [
         *judges,
@@ -119,7 +119,7 @@ def _fit(folder: RunFolder, ready: Namespace, console: Console) -> None:
         StopAtNaN(),
         Recorder(folder.config),
         *([Bar()] if ready.trainer.enable_progress_bar is not False else []),
-        *folder.checkpoints(monitor, ready.judge_every, ready.save_every),
+        *folder.checkpoints((name, mode) if watched else None, ready.judge_every, ready.save_every),
     ]
     options = ready.trainer.as_dict()
     options["callbacks"] = [*(options["callbacks"] or []), *own]
@@ -135,7 +135,7 @@ def _fit(folder: RunFolder, ready: Namespace, console: Console) -> None:
         folder.begin(seed, trainer.strategy.root_device.type)
         how = f"goes on after step {step:,}" if begun else "begins"
         console.print(f"{folder.path} {how}, on {trainer.strategy.root_device.type}", highlight=False, soft_wrap=True)
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     try:
         trainer.fit(module, datamodule=data, ckpt_path=folder.last if begun else None, weights_only=True)
     except SystemExit:  # Lightning's, of a keyboard interrupt
@@ -157,8 +157,9 @@ def _fit(folder: RunFolder, ready: Namespace, console: Console) -> None:
     found = module.judge_test(data)
     facts = {
         "seed": seed, "steps": trainer.global_step, "epochs": trainer.current_epoch, "judged": chosen.name,
-        "seconds of this start": round(time.perf_counter() - start, 1), "from step": step,
-        "monitor": monitor[0],
+        "seconds of this start": round(time.perf_counter() - start, 1),
+        "CPU seconds of this start": round(time.process_time() - cpu_start, 1), "from step": step,
+        "monitor": name if watched else None,
     }  # fmt: skip
     folder.finish(found, facts)
     console.print(found.to_markdown(), highlight=False, markup=False, soft_wrap=True)

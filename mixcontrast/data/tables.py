@@ -35,6 +35,7 @@ class Table(Examples):
         drop_missing: leave out rows in which a number or category is missing.
         log_target: take the natural logarithm of the target.
         standardise_target: give it in deviations from the mean of the training part.
+        max_rows: only so many, drawn at random, always the same; all where left out.
 
     Attributes:
         features: (N, F) float32.
@@ -55,6 +56,7 @@ class Table(Examples):
         drop_missing: bool = False,
         log_target: bool = False,
         standardise_target: bool = False,
+        max_rows: int | None = None,
     ) -> None:
         table = _read(source)
         targets = [target] if isinstance(target, str) else target
@@ -71,6 +73,11 @@ class Table(Examples):
                 f"{source} must have no missing values. Got {int(missing.any(axis=1).sum())} rows that have, in "
                 f"{', '.join(names[:5])}; leave these rows out by drop_missing: true, or the columns by drop."
             )
+        if max_rows is not None:
+            if max_rows < 1:
+                raise ValueError(f"`max_rows` must be at least 1. Got {max_rows}; leave it out for all.")
+            rows = np.sort(np.random.default_rng(0).permutation(len(table))[:max_rows])
+            table = table.iloc[rows].reset_index(drop=True)
         values = table[targets].to_numpy()
         if values.dtype.kind not in "iuf" or not np.isfinite(values.astype(float)).all():
             raise ValueError(

@@ -10,6 +10,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities.seed import isolate_rng
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
@@ -22,12 +23,20 @@ def first_two(batch: Any) -> tuple[Any, Tensor]:
 
 
 class Bar(RichProgressBar):
-    """Lightning's bar, with loss, similarity of positives and negatives, and what the judge found."""
+    """Lightning's bar on one line: loss, similarity of positives and negatives, and what the judge found."""
+
+    def configure_columns(self, trainer) -> list[ProgressColumn]:
+        return [
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=10),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+        ]
 
     def get_metrics(self, trainer, module) -> dict[str, Any]:
         found = super().get_metrics(trainer, module)
         found.pop("v_num", None)
-        return found
+        return {{"positives": "pos", "negatives": "neg"}.get(name, name): value for name, value in found.items()}
 
 
 def embed_loader(

@@ -101,17 +101,21 @@ class RunFolder:
 
         write_whole(self.path / "metrics.csv", write)
 
-    def checkpoints(self, monitor: tuple[str, str], every_n_epochs: int, every_n_steps: int) -> list[ModelCheckpoint]:
+    def checkpoints(
+        self, monitor: tuple[str, str] | None, every_n_epochs: int, every_n_steps: int
+    ) -> list[ModelCheckpoint]:
         """What writes `best.ckpt`, and `last.ckpt` each epoch and every n steps; in this order, so that the last
-        checkpoint knows of the best."""
-        name, mode = monitor
+        checkpoint knows of the best. Without a monitor there is no best."""
         common = {"dirpath": self.path, "enable_version_counter": False}
         last = {"filename": "last", **common}
-        found = [
-            ModelCheckpoint(filename="best", monitor=name, mode=mode, every_n_epochs=every_n_epochs,
-                            save_on_train_epoch_end=True, **common),
-            ModelCheckpoint(every_n_epochs=1, save_on_train_epoch_end=True, **last),
-        ]  # fmt: skip
+        found = []
+        if monitor is not None:
+            name, mode = monitor
+            found.append(
+                ModelCheckpoint(filename="best", monitor=name, mode=mode, every_n_epochs=every_n_epochs,
+                                save_on_train_epoch_end=True, **common)
+            )  # fmt: skip
+        found.append(ModelCheckpoint(every_n_epochs=1, save_on_train_epoch_end=True, **last))
         if every_n_steps:
             found.append(ModelCheckpoint(every_n_train_steps=every_n_steps, **last))
         return found

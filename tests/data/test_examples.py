@@ -146,6 +146,15 @@ def test_a_table_is_standardised_by_its_training_part_alone():
     assert not np.array_equal(np.sort(other.test_examples.labels), np.sort(data.test_examples.labels))
 
 
+def test_some_rows_of_a_table_are_the_same_each_time_and_from_all_of_it():
+    few, again = (Table("modeldata/concrete", "compressive_strength", max_rows=100) for _ in range(2))
+    assert len(few) == 100 and np.array_equal(few.features, again.features)
+    everything = Table("modeldata/concrete", "compressive_strength")
+    assert not np.array_equal(few.labels, everything.labels[:100]) and set(few.labels) <= set(everything.labels)
+    with pytest.raises(ValueError, match="`max_rows` must be at least 1. Got 0"):
+        Table("modeldata/concrete", "compressive_strength", max_rows=0)
+
+
 def test_categories_groups_and_targets(tmp_path):
     file = tmp_path / "table.csv"
     lines = ["size,colour,good,person,y,z"] + [
