@@ -173,6 +173,8 @@ def supremix(views: int) -> dict[str, Step]:
 
 
 def mochi(size: int) -> dict[str, Step]:
+    from lightly.loss import NTXentLoss
+
     query, key = torch.randn(256, 128), torch.randn(256, 128)
 
     def queue() -> mc.KeyQueue:
@@ -182,10 +184,12 @@ def mochi(size: int) -> dict[str, Step]:
 
     loss = mc.InfoNCE(temperature=0.2, queue=queue())
     mixer = mc.MoCHi(mc.InfoNCE(temperature=0.2), queue=queue())
+    theirs = NTXentLoss(temperature=0.2, memory_bank_size=(size, 128))
     return {
         "loss alone": step_of(loss, query, key),
         "mixed": step_of(mixer, query, key),
         "on embeddings": step_of(lambda *x: mochi_on_embeddings(mixer, *x), query, key),
+        "lightly, loss alone": step_of(lambda *x: theirs(x[0], x[1].detach()), query, key),
     }
 
 
@@ -339,8 +343,15 @@ def renewed(page: str, rows: list[list[str]]) -> list[list[str]]:
     """The rows of a page, those of the same cases replaced."""
     lines = [line for line in page.splitlines() if line.startswith("|")][2:]
     old = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    new = {tuple(row[:2]): row for row in rows}
-    return [new.get(tuple(row[:2]), row) for row in old]
+    cases = {what: [row for row in rows if row[0] == what] for what, *_ in rows}
+    found = []
+    for row in old:
+        if row[0] not in cases:
+            found.append(row)
+            continue
+        found += cases[row[0]]  # all of a case stand where its first row stood
+        cases[row[0]] = []
+    return found
 
 
 def main(arguments: list[str]) -> None:
