@@ -15,7 +15,7 @@ ROOT = Path(mixcontrast.__file__).parent
 CORE = {"pairs", "mixing", "queue", "losses", "mixers", "distributed", "tiling", "adapters"}
 APPLICATION = {
     "data", "models", "training", "report", "files", "demo", "embedding_command", "evaluation_commands",
-    "evaluation_inputs", "cli", "environment", "fit_command", "fit_errors", "wording",
+    "evaluation_inputs", "cli", "environment", "fit_command", "fit_errors", "wording", "explanation", "explain_command",
 }  # fmt: skip
 MAY_IMPORT = {
     "pairs": set(),
