@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     extras = {
         "evaluate": "evaluate", "evaluate_run": "evaluate", "compare": "evaluate", "embed": "embed",
-        "ensemble": "embed",
+        "ensemble": "embed", "judge": "clip",
     }  # fmt: skip
     extra = extras.get("".join(arguments[:1]), "demo")
     try:
@@ -30,8 +30,11 @@ def main(arguments: list[str] | None = None) -> None:
         if extra != "evaluate":  # which needs no encoder
             from mixcontrast.embedding_command import embed_command
             from mixcontrast.ensemble_command import ensemble_command
+            from mixcontrast.judge_command import judge_command
 
-            commands = {"embed": embed_command, "ensemble": ensemble_command, **commands}
+            commands = {
+                "embed": embed_command, "judge": judge_command, "ensemble": ensemble_command, **commands
+            }  # fmt: skip
         if extra == "demo":  # its packages are many: training, images, pictures
             from mixcontrast.demo import demo
 

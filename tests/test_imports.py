@@ -15,7 +15,8 @@ ROOT = Path(mixcontrast.__file__).parent
 CORE = {"pairs", "mixing", "queue", "losses", "mixers", "distributed", "tiling", "adapters"}
 APPLICATION = {
     "data", "judge", "models", "training", "report", "files", "demo", "embedding_command", "evaluation_commands",
-    "evaluation_inputs", "ensemble_command", "cli", "environment", "fit_command", "fit_errors", "wording",
+    "evaluation_inputs", "ensemble_command", "judge_command", "cli", "environment", "fit_command", "fit_errors",
+    "wording",
 }  # fmt: skip
 MAY_IMPORT = {
     "pairs": set(),

@@ -65,7 +65,7 @@ def read_collection(files: Files, split: str = "test") -> Collection | None:
 
     Args:
         files: which they are.
-        split: "test" or "val".
+        split: "test" or "val", in which no domains are told apart.
 
     Returns:
         The collection; None where no row is of the part.
@@ -100,7 +100,7 @@ def read_collection(files: Files, split: str = "test") -> Collection | None:
         classifiers = read_classifiers(names, files.templates, files.descriptions)
     elif files.templates is not None or files.descriptions is not None:
         raise ValueError(
-            "--templates and --descriptions are of classes. Got none; give --classes, or --label of the pairs."
+            "--templates and --descriptions are of classes. Got none; give --classes, or --label_column of the pairs."
         )
     domains = None
     if of_image["domain"]:
@@ -119,7 +119,7 @@ def read_collection(files: Files, split: str = "test") -> Collection | None:
         class_names=names,
         classifiers=classifiers,
         domains=domains,
-        held_out=files.held_out,
+        held_out=files.held_out if split == "test" else (),
     )
 
 
@@ -173,7 +173,8 @@ def _rows_of_classes(files: Files) -> list[_Row]:
     if files.classes.is_dir():
         if files.domain_column or files.split_column:
             raise ValueError(
-                f"A folder of classes has no columns. Got --domain or --split with {files.classes}; write a CSV file."
+                f"A folder of classes has no columns. Got --domain_column or --split_column with {files.classes}; "
+                "write a CSV file."
             )
         paths = images_under(files.classes)
         loose = [path for path in paths if path.parent == files.classes]
