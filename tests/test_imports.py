@@ -15,8 +15,9 @@ ROOT = Path(mixcontrast.__file__).parent
 LOW = {"similarity", "checks", "cells", "plans"}  # what a table is made of
 CORE = LOW | {"pairs", "mixing", "queue", "losses", "mixers", "tiling", "caching", "distributed", "adapters"}
 APPLICATION = {
-    "data", "models", "training", "report", "files", "demo", "embedding_command", "evaluation_commands",
-    "evaluation_inputs", "cli", "environment", "fit_command", "fit_errors", "wording",
+    "data", "judge", "models", "training", "report", "files", "demo", "embedding_command", "evaluation_commands",
+    "evaluation_inputs", "ensemble_command", "judge_command", "cli", "environment", "fit_command", "fit_errors",
+    "wording", "explanation", "explain_command",
 }  # fmt: skip
 MAY_IMPORT = {
     "similarity": set(),

@@ -12,6 +12,7 @@ from mixcontrast.checks import reads_values
 from mixcontrast.losses.base import Batch, Loss, Part, value_of
 from mixcontrast.losses.both_ways import ReverseMix
 from mixcontrast.losses.clip import ClipLoss
+from mixcontrast.losses.mixed_negatives import mixed_negatives_both_ways
 from mixcontrast.mixers.base import Groups, Mixer, check_wrappable, innermost
 from mixcontrast.mixing import Geodesic, Interpolation, anchor_side, sample_beta
 from mixcontrast.pairs import Block, Pairs
@@ -162,9 +163,7 @@ class GeodesicMixup(Mixer):
         return tables
 
     def _table(self, pairs: Pairs, name: str, *blocks: Block) -> Pairs:
-        temperature = self.terms[name].temperature
-        scale = pairs.logit_scale if temperature is None else 1 / temperature
-        return replace(pairs, blocks=blocks, logit_scale=scale)
+        return replace(pairs, blocks=blocks, logit_scale=self._scale(pairs, name))
 
     def _two_hot(self, pairs: Pairs, name: str, mixed: Tensor, target: Tensor) -> Pairs:
         return self._table(pairs, name, Block(mixed, target, 1.0))
@@ -274,6 +273,7 @@ class GeodesicMixup(Mixer):
         """The loss of all directions under one draw; the first table's anchors are the images.
 
         V-, L- and VL-Mix are one table read both ways; m2-Mix, whose mixtures are candidates in both, is one each.
+        On a CPU, around ClipLoss, neither is ever whole.
         """
         return value_of(self._parts_under(draw, tables, Batch()))
 
@@ -282,7 +282,7 @@ class GeodesicMixup(Mixer):
         if isinstance(loss, ClipLoss) and loss is self.loss and not self.detach and tables[0].tile is None:
             found = loss.both_ways(tables, self._reversed(tables[0], draw))
             if found is not None:
-                return [Part(found, 1.0, 1.0), *self._terms_of(tables, replace(draw, v=None, l=None, vl=None))]
+                return [Part(found, 1.0, 1.0), *self._m2_both_ways(tables, replace(draw, v=None, l=None, vl=None))]
         return [*self.loss.parts_of(tables, batch), *self._terms_of(tables, draw)]
 
     def _terms_of(self, tables: Sequence[Pairs], draw: GeodesicDraw) -> list[Part]:
@@ -301,6 +301,24 @@ class GeodesicMixup(Mixer):
             parts += self._mixed(turned)
         return [part.times(1 / len(tables)) for part in parts]
 
+    def _m2_both_ways(self, tables: Sequence[Pairs], draw: GeodesicDraw) -> list[Part]:
+        """m2-Mix of both directions."""
+        if draw.m2 is None:
+            return []
+        block, image = self._square(tables[0]), tables[0].anchors
+        if not image.dtype == block.candidates.dtype == block.similarity.dtype:  # under autocast
+            return self._terms_of(tables, draw)
+        own = block.similarity.diagonal()
+        shares = (self.interpolation.coefficients(lam, own) for lam in (draw.m2, 1 - draw.m2))
+        of_images, of_texts = (tuple(c.expand_as(own) for c in pair) for pair in shares)
+        scale = self._scale(tables[0], "m2")
+        term = mixed_negatives_both_ways(image, block.candidates, block.similarity, scale, of_images, of_texts)
+        return [Part(term, 1.0, 1.0, self.terms["m2"].weight / self._decay())]
+
+    def _scale(self, pairs: Pairs, name: str) -> Tensor | float:
+        temperature = self.terms[name].temperature
+        return pairs.logit_scale if temperature is None else 1 / temperature
+
     def _reversed(self, pairs: Pairs, draw: GeodesicDraw) -> list[ReverseMix]:
         """V-, L- and VL-Mix as the loss reads them in its own pass."""
         candidates = self._square(pairs).candidates
@@ -311,8 +329,8 @@ class GeodesicMixup(Mixer):
                 term = self.terms[name]
                 rows = self._coefficients(pairs.anchors, lam) if by_rows else None
                 columns = self._coefficients(candidates, lam) if by_columns else None
-                scale = pairs.logit_scale if term.temperature is None else 1 / term.temperature
-                mixtures.append(ReverseMix(rows, columns, lam, scale, term.weight / self._decay()))
+                weight = term.weight / self._decay()
+                mixtures.append(ReverseMix(rows, columns, lam, self._scale(pairs, name), weight))
         return mixtures
 
     def _coefficients(self, features: Tensor, lam: Tensor) -> tuple[Tensor, Tensor]:
