@@ -340,8 +340,9 @@ def write_group(key: str, runs: Path, seeds: int) -> None:
         f"    python eval/recipes.py --only {key}", "",
         f"{group.what}{lower}", "",
         f"Means of {seeds} seeds; the same seeds, batches and parts for all. [95% intervals] are of a bootstrap that "
-        f"draws seeds and {'test classes' if key == 'emoji' else 'test rows'}. Seconds are of CPU, one thread, training "
-        f"and judging, the median; other work on the machine makes them longer. On {machine['cores']} cores of {platform.machine()}, {platform.system()}; {shown}. "
+        f"draws seeds and {'test classes' if key == 'emoji' else 'test rows'}. Seconds are of CPU, one thread, "
+        "training and judging, the median; other work on the machine makes them longer. "
+        f"On {machine['cores']} cores of {platform.machine()}, {platform.system()}; {shown}. "
         "Learning rates and noise: [tuning.md](tuning.md).", "",
         table(["", *group.metrics, "seconds a run"], rows), "",
         "## Differences, seed by seed and row by row", "",
