@@ -21,6 +21,7 @@ from markdown.preprocessors import Preprocessor
 EVAL = Path(__file__).parents[1] / "eval"
 _FENCE = re.compile(r"^\s*(```|~~~)")
 _ITEM = re.compile(r"^\s*([-*]|\d+\.) ")
+_LINK = re.compile(r"\[([^\]]+)\]\([^)\s]+\)")
 _MEASURED = re.compile(r"^\{measured ([\w/.-]+\.md): ?(.*)\}$")
 
 
@@ -29,13 +30,14 @@ def measured_rows(file: str, start: str) -> list[str]:
 
     Args:
         file: a Markdown file, relative to eval/.
-        start: "" for every row; `start` may also name a table by its first head: "MiniLM/" for every row of it.
+        start: "" for every row; before a slash it may name the table by its first head: "MiniLM/" is every row of that.
 
     Raises:
         ValueError: no such row, or rows of several tables.
     """
     head, _, first = start.rpartition("/")
-    tables, lines = [], (EVAL / file).read_text(encoding="utf-8").splitlines()
+    text = _LINK.sub(r"\1", (EVAL / file).read_text(encoding="utf-8"))  # its links go from its own folder
+    tables, lines = [], text.splitlines()
     for i, line in enumerate(lines[1:], 1):
         if re.fullmatch(r"\|[\s:|-]+\|", line) and lines[i - 1].startswith("|"):
             rows = []
@@ -85,7 +87,8 @@ class _Lines(Preprocessor):
 
 def _made_by(file: str) -> str:
     """The line under measured rows: where they come from."""
-    return f'<p class="measured">Read from <code>eval/{file}</code> when this page was made.</p>'
+    name = (EVAL / file).resolve().relative_to(EVAL.parent).as_posix()
+    return f'<p class="measured">Read from <code>{name}</code> when this page was made.</p>'
 
 
 class _Formula(InlineProcessor):

@@ -118,7 +118,8 @@ def test_the_site_builds_strictly(tmp_path):
     without = shutil.ignore_patterns("__pycache__", "figures", "measured")
     for folder in ("docs", "eval", "mixcontrast"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=without)
-    shutil.copy(ROOT / "zensical.toml", tmp_path)
+    for file in ("zensical.toml", "README.md"):
+        shutil.copy(ROOT / file, tmp_path)
     run = subprocess.run(
         [sys.executable, "docs/build.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120,
         env={"PATH": "", "PYTHONPATH": str(tmp_path)},
