@@ -214,10 +214,10 @@ def mochi(ink: Ink) -> Drawing:
 
 def metrix(ink: Ink) -> Drawing:
     circle = Circle(ink, "Metrix: mixtures of a positive with negatives, each a positive by its share of it")
-    for negative, share in ((44, 0.75), (44, 0.35), (-46, 0.6)):
-        circle.chord(-16, negative, ink.faint)
-        circle.mixture(-16, negative, share, name=f"{share:g}")
-    _cast(circle, positives=(-16,), negatives=(44, -46, 74))
+    for negative, share in ((54, 0.75), (54, 0.3), (-78, 0.6)):
+        circle.chord(-30, negative, ink.faint)
+        circle.mixture(-30, negative, share, name=f"{share:g}")
+    _cast(circle, positives=(-30,), negatives=(54, -78, 80))
     circle.caption("rings: mixtures, with their target")
     return circle.drawing
 

@@ -30,12 +30,14 @@ def measured_rows(file: str, start: str) -> list[str]:
 
     Args:
         file: a Markdown file, relative to eval/.
-        start: "" for every row; before a slash it may name the table by its first head: "MiniLM/" is every row of that.
+        start: "" for every row, "this; that" for rows of two beginnings; before a slash it may name the table by its
+            first head: "MiniLM/" is every row of that.
 
     Raises:
         ValueError: no such row, or rows of several tables.
     """
     head, _, first = start.rpartition("/")
+    starts = tuple(first.split("; "))
     text = _LINK.sub(r"\1", (EVAL / file).read_text(encoding="utf-8"))  # its links go from its own folder
     tables, lines = [], text.splitlines()
     for i, line in enumerate(lines[1:], 1):
@@ -44,7 +46,7 @@ def measured_rows(file: str, start: str) -> list[str]:
             for row in lines[i + 1 :]:
                 if not row.startswith("|"):
                     break
-                if row.strip("| ").startswith(first):
+                if row.strip("| ").startswith(starts):
                     rows.append(row)
             if rows and lines[i - 1].strip("| ").startswith(head):
                 tables.append([lines[i - 1], line, *rows])
@@ -91,9 +93,14 @@ def _made_by(file: str) -> str:
     return f'<p class="measured">Read from <code>{name}</code> when this page was made.</p>'
 
 
+def mathml(formula: str, display: str = "inline") -> str:
+    """A LaTeX formula as MathML; a function's name keeps its distance to what follows."""
+    return latex2mathml.converter.convert(re.sub(r"\\log(?! *(?:\(|\\left))", r"\\log\\,", formula), display=display)
+
+
 class _Formula(InlineProcessor):
     def handleMatch(self, m, data):
-        return self.md.htmlStash.store(latex2mathml.converter.convert(m[1])), m.start(0), m.end(0)
+        return self.md.htmlStash.store(mathml(m[1])), m.start(0), m.end(0)
 
 
 class _Display(BlockProcessor):
@@ -102,7 +109,7 @@ class _Display(BlockProcessor):
 
     def run(self, parent, blocks):
         formula = blocks.pop(0).strip().strip("$").strip()
-        made = latex2mathml.converter.convert(formula, display="block")
+        made = mathml(formula, "block")
         parent.append(_element(self.parser.md.htmlStash.store(f'<div class="formula">{made}</div>')))
 
 
