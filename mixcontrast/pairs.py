@@ -389,6 +389,12 @@ class Pairs:
                 "Proxies must be as wide as the embeddings. "
                 f"Got embeddings {_shape(embeddings)}, proxies {_shape(proxies)}; set embedding_dim."
             )
+        if proxies.device != embeddings.device:
+            raise ValueError(
+                "Proxies must be on the device of the embeddings. "
+                f"Got embeddings on {embeddings.device}, proxies on {proxies.device}; "
+                f"move the criterion: criterion.to({str(embeddings.device)!r})."
+            )
         if reads_values(embeddings) and not 0 <= int(labels.min()) <= int(labels.max()) < len(proxies):
             raise ValueError(
                 f"`labels` must lie in [0, {len(proxies)}), one proxy a class. "
@@ -509,6 +515,7 @@ def check_labels(labels: Tensor, embeddings: Tensor) -> None:
             f"`labels` of a class loss must be integers. Got {labels.dtype} {_shape(labels)}; for real values use "
             "SupReMix(SupConLoss()) or RankNContrastLoss(), for class labels pass labels.long()."
         )
+    check_same_device("embeddings", embeddings, "labels", labels)
     if labels.ndim != 1 or len(labels) != len(embeddings):
         raise ValueError(
             "`embeddings` and `labels` must have the same length. "
@@ -537,6 +544,7 @@ def pairs_that_match(labels: Tensor, features: Tensor) -> Tensor:
     if not isinstance(labels, Tensor) or labels.dtype == torch.bool or labels.is_floating_point():
         got = f"{labels.dtype} {_shape(labels)}" if isinstance(labels, Tensor) else type(labels).__name__
         raise TypeError(f"`labels` of pairs must be a tensor of integers. Got {got}; number captions or image groups.")
+    check_same_device("features", features, "labels", labels)
     if tuple(labels.shape) not in ((len(features),), (len(features), 2)):
         raise ValueError(
             "`labels` of pairs must have shape (pairs,), one a pair, or (pairs, 2), the image's and the caption's. "
@@ -564,6 +572,7 @@ def check_values(values: Tensor, embeddings: Tensor) -> None:
             f"`values` of a regression must be floats. Got {values.dtype} {_shape(values)}; for class labels use a "
             "class loss such as SupConLoss(), for whole numbers that mean quantities pass values.float()."
         )
+    check_same_device("embeddings", embeddings, "values", values)
     if values.ndim not in (1, 2) or len(values) != len(embeddings):
         raise ValueError(
             "`embeddings` and `values` must have the same length. "
@@ -583,6 +592,16 @@ def check_same_shape(name1: str, first: Tensor, name2: str, second: Tensor) -> N
             f"`{name1}` and `{name2}` must have the same shape. "
             f"Got {name1} {_shape(first)}, {name2} {_shape(second)}; row i of one goes with row i of the other."
         )
+    check_same_device(name1, first, name2, second)
+
+
+def check_same_device(name1: str, first: Tensor, name2: str, second: Tensor) -> None:
+    """One line where two tensors that go together are on different devices."""
+    if first.device != second.device:
+        raise ValueError(
+            f"`{name1}` and `{name2}` must be on the same device. "
+            f"Got {name1} on {first.device}, {name2} on {second.device}; pass {name2}.to({str(first.device)!r})."
+        )
 
 
 def _check_square(name: str, table: Tensor, embeddings: Tensor) -> None:
@@ -594,6 +613,7 @@ def _check_square(name: str, table: Tensor, embeddings: Tensor) -> None:
             f"Got embeddings {_shape(embeddings)}, {name} {_shape(table)}; make it "
             f"({len(embeddings)}, {len(embeddings)})."
         )
+    check_same_device("embeddings", embeddings, name, table)
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:

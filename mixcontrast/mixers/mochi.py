@@ -156,7 +156,7 @@ class MoCHi(Mixer):
 
     def reduce_tables(self, tables: Sequence[Pairs]) -> Tensor:
         warming_up = self.step < self.warmup_steps
-        if self.training:
+        if self.training and (warming_up or not torch.compiler.is_compiling()):  # a graph is compiled for each count
             self.step += 1
         return self.loss.reduce_tables(tables) if warming_up else super().reduce_tables(tables)
 

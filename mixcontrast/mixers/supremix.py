@@ -18,7 +18,7 @@ from mixcontrast.mixers.base import (
     source,
 )
 from mixcontrast.mixing import Interpolation, Linear, needs_cosine, sample_beta
-from mixcontrast.pairs import Block, Pairs
+from mixcontrast.pairs import Block, Pairs, reads_values
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,9 @@ class SupReMix(Mixer):
         first_above = torch.searchsorted(rising, mine, right=True)
         num_above = torch.searchsorted(rising, mine + self.window, right=True) - first_above
         total = (num_below * num_above)[:, None]  # (A, 1)
-        most = max(min(int(total.max()), self.max_positive_mixes), 1)
+        half = (len(theirs) - 1) // 2  # below and above are at most all the others
+        most = int(total.max()) if reads_values(total) else half * (len(theirs) - 1 - half)
+        most = max(min(most, self.max_positive_mixes), 1)
         place = torch.arange(most, device=mine.device)  # (M,)
         spread = torch.rand(len(mine), most, dtype=torch.float64, device=mine.device, generator=generator)
         spread = ((place + spread) / most * total).long().clamp(max=total - 1)  # one from each of M equal shares
@@ -173,7 +175,7 @@ class SupReMix(Mixer):
         block = only_real_block("SupReMix", pairs)
         table = source(pairs, block, self.detach)
         apart = self._apart(pairs).to(table.dtype)  # (A, C)
-        used = torch.as_tensor(block.weight > 0).expand_as(table)
+        used = torch.as_tensor(block.weight > 0, device=table.device).expand_as(table)
         mixed = []
         if draw.lam is not None:
             cosine = (block.similarity.detach() if self.detach else block.similarity) if self._reads_cosine else None
