@@ -256,7 +256,8 @@ class _BothWays(torch.autograd.Function):
         of_similarity, of_scales = torch.empty_like(similarity), torch.zeros_like(scales)
         of_coefficients = []
         if any(ctx.needs_input_grad[1:]):
-            by_rows = [kind for by in ctx.kinds for kind, count in zip((True, False), by, strict=True) for _ in range(2 * count)]
+            kinds = [pair for by in ctx.kinds for pair in zip((True, False), by, strict=True)]
+            by_rows = [kind for kind, count in kinds for _ in range(2 * count)]
             of_coefficients = [
                 torch.zeros_like(_by_chunk_order(c, paired) if rows else c)
                 for c, rows in zip(coefficients, by_rows, strict=True)

@@ -94,7 +94,9 @@ class ClipLoss(Loss):
             return None
         if not tables[1].blocks[0].similarity.mT.is_set_to(similarity) or not isinstance(target, Tensor):
             return None
-        if target.dtype != torch.bool or not bool(target.diagonal().all()) or int(target.count_nonzero()) != len(similarity):
+        if target.dtype != torch.bool or not bool(target.diagonal().all()):
+            return None
+        if int(target.count_nonzero()) != len(similarity):
             return None
         return cross_entropy_both_ways(similarity, scale_of(tables[0]), mixtures)
 

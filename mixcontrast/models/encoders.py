@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mixcontrast.models.features import NETWORK, efficientnet_lite0, head
+from mixcontrast.models.open_clip_models import check_open_clip_name, check_open_clip_tag, open_clip_package
 from mixcontrast.models.weights import check_timm_name, load_timm_weights, read_state_dict
 from mixcontrast.wording import nearest
 
@@ -88,26 +89,16 @@ class OpenClipEncoder(Encoder):
     reads = ("image", "text")
 
     def __init__(self, name: str, pretrained: str | None) -> None:
-        try:
-            import open_clip
-        except ImportError as error:
-            raise ImportError(
-                "open_clip's models need open_clip_torch. It is not installed; pip install 'mixcontrast[clip]'"
-            ) from error
+        open_clip = open_clip_package()
         local = name.startswith("local-dir:")
-        if not local and name not in open_clip.list_models():
-            raise ValueError(f"open_clip has no model {name!r}.{nearest(name, open_clip.list_models())}")
+        check_open_clip_name(name)
         if not local and pretrained is None:
             raise ValueError(
                 f"open_clip's {name} needs pretrained weights. Got none; write open_clip:{name}/TAG_OR_FILE, tags are "
                 f"{', '.join(open_clip.list_pretrained_tags_by_model(name)) or 'none'}."
             )
-        tags = [] if local else open_clip.list_pretrained_tags_by_model(name)
-        if not local and pretrained not in tags and not Path(pretrained).is_file():
-            raise ValueError(
-                f"open_clip's {name} has no weights {pretrained!r}, nor is that a file. Tags are "
-                f"{', '.join(tags) or 'none'}.{nearest(pretrained, tags)}"
-            )
+        if not local:
+            check_open_clip_tag(name, pretrained)
         self.network, _, self.transform = open_clip.create_model_and_transforms(name, pretrained=pretrained)
         self.network.eval()
         self.tokenizer = open_clip.get_tokenizer(name)
