@@ -343,7 +343,7 @@ def test_a_captured_step_reads_what_joins_the_queue_between_replays() -> None:
         return [loss, *torch.autograd.grad(loss, query)]
 
     graph, out = captured(step)
-    for seed in range(3):
+    for _ in range(3):
         criterion.queue.enqueue(torch.randn(BATCH, DIM, device=GPU))
         graph.replay()
         assert_close([x.clone() for x in out], step(), rtol=1e-5, atol=1e-6)
