@@ -31,7 +31,8 @@ def blocks() -> list:
     for page in WRITTEN:
         for number, (reason, _, code) in enumerate(_BLOCK.findall(page.read_text(encoding="utf-8")), 1):
             marks = [pytest.mark.skip(reason=reason)] if reason else []
-            found.append(pytest.param(page, textwrap.dedent(code), id=f"{page.relative_to(PAGES)}:{number}", marks=marks))
+            name = f"{page.relative_to(PAGES)}:{number}"
+            found.append(pytest.param(page, textwrap.dedent(code), id=name, marks=marks))
     return found
 
 
