@@ -16,7 +16,10 @@ def main(arguments: list[str] | None = None) -> None:
     if arguments[:1] == ["fit"]:
         _fit(arguments[1:])
         return
-    extras = {"evaluate": "evaluate", "evaluate_run": "evaluate", "compare": "evaluate", "embed": "embed"}
+    extras = {
+        "evaluate": "evaluate", "evaluate_run": "evaluate", "compare": "evaluate", "embed": "embed",
+        "ensemble": "embed", "judge": "clip",
+    }  # fmt: skip
     extra = extras.get("".join(arguments[:1]), "demo")
     try:
         from jsonargparse import auto_cli
@@ -26,8 +29,12 @@ def main(arguments: list[str] | None = None) -> None:
         commands = {"evaluate": evaluate_command, "evaluate_run": evaluate_run_command, "compare": compare_command}
         if extra != "evaluate":  # which needs no encoder
             from mixcontrast.embedding_command import embed_command
+            from mixcontrast.ensemble_command import ensemble_command
+            from mixcontrast.judge_command import judge_command
 
-            commands = {"embed": embed_command, **commands}
+            commands = {
+                "embed": embed_command, "judge": judge_command, "ensemble": ensemble_command, **commands
+            }  # fmt: skip
         if extra == "demo":  # its packages are many: training, images, pictures
             from mixcontrast.demo import demo
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mixcontrast.data.emoji import load_emoji
-from mixcontrast.environment import environment
+from mixcontrast.environment import environment, there
 from mixcontrast.files import write_json, write_whole
 from mixcontrast.models.features import frozen_features
 from mixcontrast.report.pictures import neighbour_sheet, training_curves
@@ -76,7 +76,7 @@ def demo(
                                 ("embedding_dim", embedding_dim, 1)):  # fmt: skip
         if number < least:
             raise ValueError(f"--{name} must be at least {least}. Got {number}; leave it out for the default.")
-    device = _device(device)
+    device = there(device)
     recipe = Recipe(loss, mixer, epochs, classes_per_batch, per_class, embedding_dim, learning_rate)
     criterion_of(loss, mixer, 2, embedding_dim)  # a pair that does not fit is refused before anything is computed
     console = Console()
@@ -213,16 +213,3 @@ def _sheet(runs, labels, test_rows, paths, vendors, titles, path: Path) -> None:
         titles,
         path,
     )
-
-
-def _device(name: str) -> str:
-    there = ["cpu"]
-    if torch.backends.mps.is_available():
-        there.append("mps")
-    if torch.cuda.is_available():
-        there.append("cuda")
-    if name == "auto":
-        return there[-1]
-    if name not in there:
-        raise ValueError(f"--device must be one that is there: auto, {', '.join(there)}. Got {name!r}.")
-    return name

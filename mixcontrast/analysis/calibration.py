@@ -52,13 +52,42 @@ def reliability(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> Rel
     """
     _check(probabilities, labels, bins)
     confidence, predicted = wide(probabilities).max(dim=1)
-    place = (confidence * bins).ceil().long().sub_(1).clamp_(0, bins - 1)
+    return reliability_of(confidence, predicted == labels, bins=bins)
+
+
+@torch.no_grad()
+def reliability_of(confidence: Tensor, correct: Tensor, *, bins: int = 15) -> Reliability:
+    """The same bins from confidences, where the whole table of probabilities is not kept.
+
+    Args:
+        confidence: (N,) floats in [0, 1], the largest probability of each row.
+        correct: (N,) bool, or floats in [0, 1], whether that class is the right one; between: a tie of several classes.
+        bins: as in `reliability`.
+
+    Raises:
+        ValueError: shapes that differ, no rows, `bins` below 1.
+
+    >>> reliability_of(torch.tensor([0.9, 0.8, 0.7]), torch.tensor([True, False, True]), bins=2).accuracy
+    tensor([   nan, 0.6667])
+    """
+    if confidence.ndim != 1 or confidence.shape != correct.shape or not len(confidence):
+        raise ValueError(
+            "`confidence` and `correct` must be one value a prediction. "
+            f"Got {tuple(confidence.shape)} and {tuple(correct.shape)}; give both of the same predictions."
+        )
+    _check_bins(bins)
+    place = bin_of(confidence, bins)
     count = torch.bincount(place, minlength=bins)
-    sums = confidence.new_zeros(2, bins, dtype=torch.float64)
+    sums = torch.zeros(2, bins, dtype=torch.float64, device=confidence.device)
     sums[0].index_add_(0, place, confidence.double())
-    sums[1].index_add_(0, place, (predicted == labels).double())
+    sums[1].index_add_(0, place, correct.double())
     mean_confidence, accuracy = (sums / count).to(confidence.dtype)
     return Reliability(mean_confidence, accuracy, count)
+
+
+def bin_of(confidence: Tensor, bins: int) -> Tensor:
+    """(N,) int64, the bin of each confidence: bin m holds (m/bins, (m+1)/bins], the first 0 as well."""
+    return (confidence * bins).ceil().long().sub_(1).clamp_(0, bins - 1)
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> Tensor:
@@ -85,8 +114,7 @@ def _check(probabilities: Tensor, labels: Tensor, bins: int) -> None:
             f"Got {tuple(probabilities.shape)}; of a binary task give both columns, 1 - p and p."
         )
     check_labels(labels, probabilities)
-    if bins < 1:
-        raise ValueError(f"`bins` must be at least 1. Got {bins}; 15 is usual.")
+    _check_bins(bins)
     if reads_values(probabilities):
         sums = wide(probabilities).sum(dim=1)
         if not bool(((sums - 1).abs() < 1e-2).all()) or not bool((probabilities >= 0).all()):
@@ -100,3 +128,8 @@ def _check(probabilities: Tensor, labels: Tensor, bins: int) -> None:
                 f"`labels` must lie in [0, {probabilities.shape[1]}), one column a class. "
                 f"Got labels from {int(labels.min())} to {int(labels.max())}; renumber them."
             )
+
+
+def _check_bins(bins: int) -> None:
+    if bins < 1:
+        raise ValueError(f"`bins` must be at least 1. Got {bins}; 15 is usual.")

@@ -60,6 +60,14 @@ class Towers(nn.Module, ABC):
     def heads(self) -> list[nn.Parameter]:
         """The projections of both towers, which head-first steps train alone."""
 
+    @abstractmethod
+    def load(self, path: Path) -> None:
+        """Loads a file of weights of this very model, such as `model.pt` of a run.
+
+        Raises:
+            ValueError: it cannot be read, or is of another architecture.
+        """
+
     def weights(self) -> dict[str, Tensor]:
         """What a file of the trained model holds; of an open_clip model its own names, adapters merged."""
         return self.state_dict()
@@ -121,6 +129,7 @@ class OpenClip(Towers):
         save_memory: bool = False,
     ) -> None:
         super().__init__()
+        self.name = name
         open_clip = open_clip_package()
         if config is not None:
             _add_config(config)
@@ -170,6 +179,9 @@ class OpenClip(Towers):
 
     def heads(self) -> list[nn.Parameter]:
         return heads_of(self.model)
+
+    def load(self, path: Path) -> None:
+        load_open_clip_weights(self.model, path, self.name)
 
     def weights(self) -> dict[str, Tensor]:
         return merged(self.model)
@@ -272,6 +284,9 @@ class PackagedTowers(Towers):
     def heads(self) -> list[nn.Parameter]:
         return heads_of(self.model)
 
+    def load(self, path: Path) -> None:
+        load_open_clip_weights(self.model, path, "PackagedTowers")
+
     def weights(self) -> dict[str, Tensor]:
         return merged(self.model)
 
@@ -339,6 +354,9 @@ class FeatureTowers(Towers):
 
     def heads(self) -> list[nn.Parameter]:
         return [*self.image_head.parameters(), *self.text_head.parameters()]
+
+    def load(self, path: Path) -> None:
+        load_exactly(self, path, "FeatureTowers", "encoder.")
 
 
 def _head(num_features: int, embedding_dim: int, hidden: int | None) -> nn.Module:

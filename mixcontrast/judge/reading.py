@@ -1,0 +1,273 @@
+"""Collections from files: pairs and classes in CSV files or folders, prompt templates, class descriptions."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mixcontrast.data.examples import labels_of
+from mixcontrast.data.found import csv_columns, existing
+from mixcontrast.data.image_files import images_under
+from mixcontrast.judge.collection import Classifier, Collection, ImageFiles
+from mixcontrast.judge.zero_shot import prompts
+
+TEMPLATES, DESCRIPTIONS = "templates", "descriptions"
+_PARTS = {"test": "test", "val": "val", "valid": "val", "validation": "val", "train": "train"}
+
+
+@dataclass(frozen=True)
+class Files:
+    """What a command names.
+
+    Attributes:
+        pairs: a CSV file, a row a pair of an image and a caption.
+        classes: a folder whose subfolders are classes, or a CSV file with a class a row.
+        templates: a text file, a template with `{}` a line; without, the class's name alone.
+        descriptions: a JSON file, class to a list of texts, or a CSV file of the columns class and text.
+        image_column: of images' paths, from the file's own folder.
+        text_column: of captions.
+        label_column: of classes; of the pairs' file where there is no file of classes.
+        domain_column: of where an image is from; None: one domain.
+        split_column: whether a row is to `test`, `val` or `train`; None: all are to be judged.
+        held_out: domains that were not trained on.
+    """
+
+    pairs: Path | None = None
+    classes: Path | None = None
+    templates: Path | None = None
+    descriptions: Path | None = None
+    image_column: str = "image"
+    text_column: str = "caption"
+    label_column: str | None = None
+    domain_column: str | None = None
+    split_column: str | None = None
+    held_out: tuple[str, ...] = ()
+
+
+@dataclass
+class _Row:
+    """An image as some file names it."""
+
+    path: Path
+    where: str
+    text: str | None = None
+    label: str | None = None
+    domain: str | None = None
+    split: str = "test"
+
+
+def read_collection(files: Files, split: str = "test") -> Collection | None:
+    """What files say of the images of one part.
+
+    Args:
+        files: which they are.
+        split: "test" or "val", in which no domains are told apart.
+
+    Returns:
+        The collection; None where no row is of the part.
+
+    Raises:
+        ValueError: neither pairs nor classes; a file, column or image that is not there; an empty caption; an image
+            with two classes or domains; a class without texts.
+    """
+    if files.pairs is None and files.classes is None:
+        raise ValueError("Judging needs pairs or classes. Got neither; give --pairs pairs.csv or --classes folder.")
+    rows = [*_rows_of_pairs(files), *_rows_of_classes(files)]
+    rows = [row for row in rows if row.split == split]
+    if not rows:
+        return None
+    missing = [row for row in rows if not row.path.is_file()]
+    if missing:
+        raise ValueError(
+            f"Each image must be there. {missing[0].where} names {missing[0].path}, which is not ({len(missing)} of "
+            f"{len(rows)} rows are so); mend the file, or leave those rows out."
+        )
+    number = {path: row for row, path in enumerate(dict.fromkeys(row.path for row in rows))}
+    of_image = {what: _one_each(rows, what) for what in ("label", "domain")}
+    captions = {text: row for row, text in enumerate(dict.fromkeys(r.text for r in rows if r.text is not None))}
+    pairs = sorted({(number[row.path], captions[row.text]) for row in rows if row.text is not None})
+    names, labels = (), None
+    classifiers: dict[str, Classifier] = {}
+    if of_image["label"]:
+        labelled = [path for path in number if path in of_image["label"]]
+        codes, names = labels_of([of_image["label"][path] for path in labelled])
+        labels = np.full(len(number), -1, np.int64)
+        labels[[number[path] for path in labelled]] = codes
+        classifiers = read_classifiers(names, files.templates, files.descriptions)
+    elif files.templates is not None or files.descriptions is not None:
+        raise ValueError(
+            "--templates and --descriptions are of classes. Got none; give --classes, or --label_column of the pairs."
+        )
+    domains = None
+    if of_image["domain"]:
+        domains = np.array([of_image["domain"].get(path, "") for path in number])
+        if (domains == "").any():
+            raise ValueError(
+                f"Each image must have a domain. Got none for {list(number)[int(np.argmax(domains == ''))]}; name the "
+                "column in both files."
+            )
+    return Collection(
+        images=ImageFiles(list(number)),
+        image_names=_names(list(number)),
+        texts=list(captions),
+        pairs=np.array(pairs, np.int64) if pairs else None,
+        labels=labels,
+        class_names=names,
+        classifiers=classifiers,
+        domains=domains,
+        held_out=files.held_out if split == "test" else (),
+    )
+
+
+def read_classifiers(
+    names: tuple[str, ...], templates: Path | None = None, descriptions: Path | None = None
+) -> dict[str, Classifier]:
+    """Zero-shot classifiers of some classes: their names in templates, and their descriptions where there are any.
+
+    Args:
+        names: of the classes.
+        templates: as `Files`.
+        descriptions: as `Files`; of more classes than these, too.
+
+    Raises:
+        ValueError: a file that cannot be read, a template without `{}`, a class without a description.
+    """
+    found = {}
+    if templates is not None or descriptions is None:
+        texts, classes = prompts(names, ["{}"] if templates is None else _lines(templates))
+        found[TEMPLATES] = Classifier(texts, classes)
+    if descriptions is not None:
+        of_class = _described(descriptions)
+        lacking = [name for name in names if not of_class.get(name)]
+        if lacking:
+            raise ValueError(
+                f"Each class needs a description. {descriptions} has none for {len(lacking)} of {len(names)}, "
+                f"{', '.join(lacking[:3])}; write one for each."
+            )
+        texts = [text for name in names for text in of_class[name]]
+        found[DESCRIPTIONS] = Classifier(texts, np.arange(len(names)).repeat([len(of_class[name]) for name in names]))
+    return found
+
+
+def _rows_of_pairs(files: Files) -> list[_Row]:
+    if files.pairs is None:
+        return []
+    label = files.label_column if files.classes is None else None
+    columns = _columns(files.pairs, files, [files.image_column, files.text_column, label])
+    for number, text in enumerate(columns[files.text_column], 2):
+        if not text.strip():
+            raise ValueError(
+                f"A caption must not be empty. {files.pairs} line {number} ({columns[files.image_column][number - 2]}) "
+                "has an empty one; write it, or leave the row out."
+            )
+    return _rows(files.pairs, files, columns, text=files.text_column, label=label)
+
+
+def _rows_of_classes(files: Files) -> list[_Row]:
+    if files.classes is None:
+        return []
+    if files.classes.is_dir():
+        if files.domain_column or files.split_column:
+            raise ValueError(
+                f"A folder of classes has no columns. Got --domain_column or --split_column with {files.classes}; "
+                "write a CSV file."
+            )
+        paths = images_under(files.classes)
+        loose = [path for path in paths if path.parent == files.classes]
+        if loose:
+            raise ValueError(
+                f"Images must be in a class's folder. Got {len(loose)} of {len(paths)} in {files.classes} itself, "
+                f"{loose[0].name} first; move them."
+            )
+        return [_Row(path, str(files.classes), label=path.relative_to(files.classes).parts[0]) for path in paths]
+    label = files.label_column or "label"
+    return _rows(
+        files.classes, files, _columns(files.classes, files, [files.image_column, label]), text=None, label=label
+    )
+
+
+def _columns(path: Path, files: Files, names: list[str | None]) -> dict[str, list[str]]:
+    wanted = [*names, files.domain_column, files.split_column]
+    return csv_columns(path, [name for name in wanted if name is not None])
+
+
+def _rows(
+    path: Path, files: Files, columns: dict[str, list[str]], *, text: str | None, label: str | None
+) -> list[_Row]:
+    found = []
+    for number, image in enumerate(columns[files.image_column]):
+        values = {
+            name: None if column is None else columns[column][number].strip()
+            for name, column in (("text", text), ("label", label), ("domain", files.domain_column))
+        }
+        split = "test"
+        if files.split_column is not None:
+            written = columns[files.split_column][number].strip().lower()
+            if written not in _PARTS:
+                raise ValueError(
+                    f"{path} line {number + 2}: a row is to test, val or train. Got {written!r}; write one of them."
+                )
+            split = _PARTS[written]
+        for name in ("label", "domain"):
+            if values[name] == "":
+                raise ValueError(f"{path} line {number + 2} must have a {name}. Got an empty one; fill it in.")
+        found.append(_Row(path.parent / image, f"{path} line {number + 2}", **values, split=split))
+    return found
+
+
+def _one_each(rows: list[_Row], what: str) -> dict[Path, str]:
+    """Image to its class or domain.
+
+    Raises:
+        ValueError: an image with two.
+    """
+    found: dict[Path, str] = {}
+    for row in rows:
+        value = getattr(row, what)
+        if value is not None and found.setdefault(row.path, value) != value:
+            raise ValueError(
+                f"An image has one {what}. {row.where} says {value!r} of {row.path.name}, which is {found[row.path]!r} "
+                "elsewhere; mend one of them."
+            )
+    return found
+
+
+def _names(paths: list[Path]) -> list[str]:
+    """Names of files, with their folders where a name is there twice."""
+    names = [path.name for path in paths]
+    return names if len(set(names)) == len(names) else [path.as_posix() for path in paths]
+
+
+def _lines(path: Path) -> list[str]:
+    existing(path, "A file of templates", "Name one that is.")
+    found = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    if not found:
+        raise ValueError(f"{path} must hold a template a line. Got none; a photo of a {{}}.")
+    return found
+
+
+def _described(path: Path) -> dict[str, list[str]]:
+    """Class to its texts; empty texts are left out."""
+    existing(path, "A file of class descriptions", "Name one that is.")
+    found: dict[str, list[str]] = {}
+    if path.suffix == ".json":
+        try:
+            read = json.loads(path.read_text(encoding="utf-8"))
+            found = {str(name): [str(text) for text in texts if str(text).strip()] for name, texts in read.items()}
+        except (ValueError, AttributeError, TypeError) as error:
+            raise ValueError(
+                f"{path} must be JSON, class to a list of texts. It cannot be read so: {error}; mend it."
+            ) from None
+        return found
+    try:
+        columns = csv_columns(path, ["class", "text"])
+    except csv.Error as error:
+        raise ValueError(f"{path} cannot be read as a CSV file: {error}.") from None
+    for name, text in zip(columns["class"], columns["text"], strict=True):
+        if text.strip():
+            found.setdefault(name.strip(), []).append(text.strip())
+    return found

@@ -1,0 +1,128 @@
+"""What is judged, opened by its written name: a model of open_clip, with the weights that are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mixcontrast.environment import there
+from mixcontrast.judge.collection import Collection
+from mixcontrast.judge.embedding import Embedder
+from mixcontrast.judge.judgement import Judgement
+from mixcontrast.models.open_clip_models import check_open_clip_name, is_local, open_clip_package
+from mixcontrast.models.towers import OpenClip, Towers
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and the weights that are judged beside each other.
+
+    Attributes:
+        name: of the model, as it was written.
+        towers: the model.
+        weights: name to a file; None: those that the towers have.
+    """
+
+    name: str
+    towers: Towers
+    weights: dict[str, Path | None]
+
+
+@dataclass(frozen=True)
+class Running:
+    """How towers are run.
+
+    Attributes:
+        batch_size: items at once.
+        num_workers: processes that open images.
+        device: cpu, cuda, mps, or auto for the fastest there is.
+        precision: of their arithmetic.
+
+    Raises:
+        ValueError: a batch below 1, a device that is not there.
+    """
+
+    batch_size: int = 64
+    num_workers: int = 0
+    device: str = "auto"
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"--batch_size must be at least 1. Got {self.batch_size}; leave it out for the default.")
+        object.__setattr__(self, "device", there(self.device))
+
+
+def open_subject(what: str, weights: Sequence[Path] = (), model_config: Path | None = None) -> Subject:
+    """Opens a model of open_clip.
+
+    Args:
+        what: `open_clip:NAME`, `open_clip:NAME/TAG_OR_FILE` or `open_clip:local-dir:FOLDER`.
+        weights: files, judged beside each other, behind those of the tag.
+        model_config: a JSON file of a model that open_clip does not have.
+
+    Raises:
+        ValueError: a name that is none of these or that open_clip does not have; neither a tag nor weights.
+    """
+    kind, _, rest = what.partition(":")
+    if kind != "open_clip" or not rest:
+        raise ValueError(
+            "What is judged is a model of open_clip: open_clip:NAME/TAG_OR_FILE, or open_clip:NAME with --weights. "
+            f"Got {what!r}; open_clip:ViT-B-32/openai."
+        )
+    local = is_local(rest)
+    name, _, pretrained = (rest, "", "") if local else rest.partition("/")
+    if not local and not pretrained and not weights:
+        if model_config is None:
+            check_open_clip_name(name)
+        tags = open_clip_package().list_pretrained_tags_by_model(name)
+        raise ValueError(
+            f"open_clip's {name} needs weights to be judged. Got none; write open_clip:{name}/TAG_OR_FILE or give "
+            f"--weights. Tags are {', '.join(tags) or 'none'}."
+        )
+    towers = OpenClip(name, pretrained or None, config=model_config)
+    own = {Path(pretrained).stem if pretrained else rest: None} if local or pretrained else {}
+    return Subject(what, towers, own | named(weights))
+
+
+def named(files: Sequence[Path]) -> dict[str, Path | None]:
+    """Files by their names, with their folders where a name is there twice.
+
+    Raises:
+        ValueError: a file twice, or one that is not there.
+    """
+    if len(set(files)) < len(files):
+        raise ValueError(f"Weights are judged once. Got {', '.join(map(str, files))}; leave the second out.")
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"Weights are files. There is no {file}; name those that are there.")
+    stems = [file.stem for file in files]
+    if len(set(stems)) < len(stems):
+        stems = [file.with_suffix("").as_posix() for file in files]
+    return dict(zip(stems, files, strict=True))
+
+
+def judged(subject: Subject, collection: Collection, running: Running) -> Iterator[Judgement]:
+    """Loads each of the weights in turn and judges it; a bar tells how far it is."""
+    towers = subject.towers.to(running.device)
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TimeRemainingColumn(), console=Console(stderr=True), transient=True,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task("", total=len(collection.images) + len(collection.all_texts()))
+        embedder = Embedder(
+            towers, collection, batch_size=running.batch_size, num_workers=running.num_workers, device=running.device,
+            precision=running.precision, advance=lambda count: bar.advance(task, count),
+        )  # fmt: skip
+        for name, file in subject.weights.items():
+            if file is not None:
+                towers.load(file)
+            bar.reset(task, description=name)
+            yield embedder.judge(name)
+    towers.to(torch.device("cpu"))

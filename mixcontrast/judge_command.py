@@ -1,0 +1,153 @@
+"""The command `mixcontrast judge`: a model of two towers at retrieval, zero-shot classification and calibration."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from mixcontrast.environment import environment
+from mixcontrast.files import write_json, write_whole
+from mixcontrast.judge.collection import Collection
+from mixcontrast.judge.judgement import Judgement
+from mixcontrast.judge.reading import Files, read_collection
+from mixcontrast.judge.subject import Running, judged, open_subject
+from mixcontrast.judge.tables import Beside
+
+
+def judge_command(
+    what: str,
+    weights: str | None = None,
+    pairs: Path | None = None,
+    classes: Path | None = None,
+    templates: Path | None = None,
+    descriptions: Path | None = None,
+    image_column: str = "image",
+    text_column: str = "caption",
+    label_column: str | None = None,
+    domain_column: str | None = None,
+    split_column: str | None = None,
+    held_out: str | None = None,
+    model_config: Path | None = None,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    device: str = "auto",
+    precision: Literal["float32", "bfloat16", "float16"] = "float32",
+    out: Path = Path("runs/judge"),
+) -> None:
+    """Judges a model of two towers: retrieval both ways, zero-shot classification, calibration, geometry.
+
+    R@1, 5 and 10 from images to texts and back, with several captions an image and several images a caption; top-1 and
+    top-5 by prompt templates and by class descriptions, with the calibration error; alignment, uniformity and the
+    modality gap. All with 95% intervals, and of several weights beside each other, with paired differences from the
+    first. Of domains that were held out of training apart, so that what fine-tuning forgets is seen.
+
+    Args:
+        what: open_clip:NAME/TAG_OR_FILE, open_clip:NAME with --weights, or open_clip:local-dir:FOLDER.
+        weights: files of weights of this model, joined by commas (zeroshot.pt,finetuned.pt), judged beside each other.
+        pairs: a CSV file with a row for each image and caption that belong together.
+        classes: for zero-shot classification, a folder whose subfolders are classes, or a CSV file, a row an image.
+        templates: a text file with a prompt template a line, {} where the class's name goes; without, the name alone.
+        descriptions: of classes, a JSON file (class to a list of texts) or a CSV file of the columns class and text.
+        image_column: of image paths, from the file's own folder.
+        text_column: of captions.
+        label_column: of classes; of the pairs, where no --classes are given. In --classes by default label.
+        domain_column: of where an image is from (the vendor, the camera); each domain is then searched on its own.
+        split_column: of test, val or train; test rows are judged. All rows are where it is left out.
+        held_out: domains that were not trained on, joined by commas; shown apart from the others.
+        model_config: a JSON file of a model that open_clip does not have.
+        batch_size: items at once.
+        num_workers: processes that open images.
+        device: cpu, cuda, mps, or auto for the fastest there is.
+        precision: of the towers' arithmetic (autocast).
+        out: a folder for results.json, results.md, and for each weights and task a folder that compare reads.
+    """
+    running = Running(batch_size, num_workers, device, precision)
+    files = Files(
+        pairs, classes, templates, descriptions, image_column, text_column, label_column, domain_column, split_column,
+        as_names(held_out),
+    )  # fmt: skip
+    collection = read_collection(files)
+    if collection is None:
+        raise ValueError(f"Judging needs test rows. Got none in the column {split_column}; leave --split_column out.")
+    subject = open_subject(what, [Path(name) for name in as_names(weights)], model_config)
+    found = list(judged(subject, collection, running))
+    beside = Beside(found, collection)
+    page = f"# {what}, judged\n\n{note_of(collection, found)}\n\n{beside.to_markdown()}\n"
+    print(page)
+    save_queries(out, found)
+    settings = {
+        "model": what, "weights": {name: file and str(file) for name, file in subject.weights.items()},
+        **facts_of(collection), "precision": precision, "batch_size": batch_size,
+    }  # fmt: skip
+    write_json(out / "results.json", {**beside.to_dict(), "settings": settings, "environment": environment(device)})
+    write_whole(out / "results.md", lambda file: file.write_text(page, encoding="utf-8"))
+    print(f"All is in {out}/")
+
+
+def as_names(given: str | None) -> tuple[str, ...]:
+    """Names joined by commas."""
+    return tuple(name.strip() for name in (given or "").split(",") if name.strip())
+
+
+def facts_of(collection: Collection) -> dict[str, Any]:
+    """What was judged on, for the record."""
+    domains = [] if collection.domains is None else np.unique(collection.domains).tolist()
+    return {
+        "num_images": len(collection.images),
+        "num_captions": len(collection.texts),
+        "num_pairs": 0 if collection.pairs is None else len(collection.pairs),
+        "num_classes": len(collection.class_names),
+        "texts_of_classes": {name: len(classifier.texts) for name, classifier in collection.classifiers.items()},
+        "domains": domains,
+        "held_out": list(collection.held_out),
+    }
+
+
+def note_of(collection: Collection, found: Sequence[Judgement]) -> str:
+    """How it was judged, in a few lines."""
+    facts = facts_of(collection)
+    parts = [f"{facts['num_images']:,} images"]
+    if facts["num_pairs"]:
+        parts.append(f"{facts['num_captions']:,} captions, {facts['num_pairs']:,} pairs")
+    if facts["num_classes"]:
+        texts = ", ".join(f"{count:,} by {name}" for name, count in facts["texts_of_classes"].items())
+        parts.append(f"{facts['num_classes']:,} classes (texts: {texts})")
+    if facts["domains"]:
+        held_out = f", held out: {', '.join(facts['held_out'])}" if facts["held_out"] else ""
+        parts.append(f"{len(facts['domains'])} domains{held_out}")
+    lines = ["; ".join(parts) + "."]
+    if found[0].retrieval:
+        groups = len(np.unique(next(iter(found[0].retrieval.values())).groups))
+        within = ", within its own domain" if facts["domains"] else ""
+        lines.append(
+            f"A query finds any of its captions, or images{within}; MedR is the median rank of the first. [95% "
+            f"intervals] are by bootstrap over {groups:,} groups of images and captions that hang together."
+        )
+    if found[0].zero_shot:
+        lines.append(
+            "Those of zero-shot classification are over classes. ECE: the expected calibration error in 15 bins, of "
+            "the softmax at the model's own logit scale."
+        )
+    if len(found) > 1:
+        lines.append("Differences are query by query.")
+    return " ".join(lines)
+
+
+def save_queries(out: Path, found: Sequence[Judgement]) -> None:
+    """A folder for each weights and task, which `mixcontrast compare` reads."""
+    for judgement in found:
+        for what, evaluation in judgement.evaluations().items():
+            evaluation.save(out / as_file(judgement.name) / as_file(what))
+
+
+def as_file(name: str) -> str:
+    """A name as one of a file or folder.
+
+    >>> as_file("zero-shot, templates"), as_file("runs/a/model")
+    ('zero_shot_templates', 'runs_a_model')
+    """
+    return re.sub(r"[^\w.]+", "_", name).strip("_")
