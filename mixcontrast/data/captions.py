@@ -107,7 +107,7 @@ class CaptionTable(Captioned):
 
 
 class CaptionFolder(Captioned):
-    """Images in a folder and below, the captions of each in a text file beside it: `cat.jpg` and `cat.txt`, a line each.
+    """Images in a folder and below, each with a text file beside it, a caption a line: `cat.jpg` and `cat.txt`.
 
     Args:
         root: the folder.
@@ -195,7 +195,7 @@ def check_captions(texts: Sequence[str], where: Sequence[str]) -> None:
     empty = [at for at, text in zip(where, texts, strict=False) if not text]
     if empty:
         raise ValueError(
-            f"A caption must not be empty. {empty[0]} has an empty one ({len(empty)} of {len(texts)} are); write it, or "
+            f"A caption must not be empty. {empty[0]} has one ({len(empty)} of {len(texts)} are so); write it, or "
             "leave it out."
         )
 
@@ -224,6 +224,8 @@ def _of_each_image(
         if not value.strip():
             raise ValueError(f"{at} must have a {column}. Got an empty one; fill it in.")
         if found[image] not in (None, value):
-            raise ValueError(f"An image has one {column}. {at} says {value!r}, a row before it {found[image]!r}; mend it.")
+            raise ValueError(
+                f"An image has one {column}. {at} says {value!r}, a row before it {found[image]!r}; mend one."
+            )
         found[image] = value
     return found

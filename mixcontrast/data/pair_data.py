@@ -20,8 +20,8 @@ from mixcontrast.data.loading import ResumableLoader
 from mixcontrast.data.modules import Data
 from mixcontrast.data.sampler import DrawnBatches, Place, ShuffledBatchSampler
 from mixcontrast.data.splits import Parts, split, with_validation
+from mixcontrast.judge.cross_modal import connected
 from mixcontrast.models.towers import FeatureTowers, Towers
-from mixcontrast.retrieval.pairing import connected
 
 
 @dataclass(frozen=True)
