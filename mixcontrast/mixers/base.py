@@ -174,12 +174,11 @@ class _RowProducts(torch.autograd.Function):
         products = candidates.new_empty(left.shape)
         step = _pairs_at_once(candidates)
         both = torch.stack([left, right], dim=1)  # (A * M, 2)
-        squares = candidates.square().sum(dim=1)
+        squares = torch.linalg.vector_norm(candidates, dim=1).square_()
         for start in range(0, len(left), step):  # x1.x2 = (|x1 + x2|^2 - |x1|^2 - |x2|^2) / 2, in one gathering pass
             part = slice(start, start + step)
-            sums = F.embedding_bag(both[part], candidates, mode="sum")
-            torch.sum(sums.square_(), dim=1, out=products[part])
-        return products.sub_(squares[left]).sub_(squares[right]).div_(2).view(first.shape)
+            torch.linalg.vector_norm(F.embedding_bag(both[part], candidates, mode="sum"), dim=1, out=products[part])
+        return products.square_().sub_(squares[left]).sub_(squares[right]).div_(2).view(first.shape)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, None, None]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from mixcontrast.losses.base import Loss
 from mixcontrast.losses.both_ways import ReverseMix
 from mixcontrast.losses.clip import ClipLoss
+from mixcontrast.losses.mixed_negatives import mixed_negatives_both_ways
 from mixcontrast.mixers.base import Mixer, check_wrappable, innermost
 from mixcontrast.mixing import Geodesic, Interpolation, anchor_side, sample_beta
 from mixcontrast.pairs import Block, Pairs, reads_values, similarity_table
@@ -159,9 +160,7 @@ class GeodesicMixup(Mixer):
         return tables
 
     def _table(self, pairs: Pairs, name: str, *blocks: Block) -> Pairs:
-        temperature = self.terms[name].temperature
-        scale = pairs.logit_scale if temperature is None else 1 / temperature
-        return replace(pairs, blocks=blocks, logit_scale=scale)
+        return replace(pairs, blocks=blocks, logit_scale=self._scale(pairs, name))
 
     def _two_hot(self, pairs: Pairs, name: str, mixed: Tensor, lam: Tensor) -> Pairs:
         """The table whose targets are `lam` at (i, i) and `1 - lam` at (i, r(i)); 1 where both are one cell."""
@@ -240,13 +239,14 @@ class GeodesicMixup(Mixer):
         """The loss of all directions under one draw; the first table's anchors are the images.
 
         V-, L- and VL-Mix are one table read both ways; m2-Mix, whose mixtures are candidates in both, is one each.
+        On a CPU, around ClipLoss, neither is ever whole.
         """
         loss = innermost(self.loss)
         if isinstance(loss, ClipLoss) and loss is self.loss and not self.detach:
             mixtures = self._reversed(tables[0], draw)
             found = loss.both_ways(tables, mixtures)
             if found is not None:
-                return found + self._terms_of(tables, replace(draw, v=None, l=None, vl=None))
+                return found + self._m2_both_ways(tables, replace(draw, v=None, l=None, vl=None))
         return self.loss.reduce_tables(tables) + self._terms_of(tables, draw)
 
     def _terms_of(self, tables: Sequence[Pairs], draw: GeodesicDraw) -> Tensor | float:
@@ -265,6 +265,24 @@ class GeodesicMixup(Mixer):
             total = total + self._mixed(turned)
         return total / len(tables)
 
+    def _m2_both_ways(self, tables: Sequence[Pairs], draw: GeodesicDraw) -> Tensor | float:
+        """m2-Mix of both directions."""
+        if draw.m2 is None:
+            return 0.0
+        block, image = self._square(tables[0]), tables[0].anchors
+        if not image.dtype == block.candidates.dtype == block.similarity.dtype:  # under autocast
+            return self._terms_of(tables, draw)
+        own = block.similarity.diagonal()
+        shares = (self.interpolation.coefficients(lam, own) for lam in (draw.m2, 1 - draw.m2))
+        of_images, of_texts = (tuple(c.expand_as(own) for c in pair) for pair in shares)
+        scale = self._scale(tables[0], "m2")
+        term = mixed_negatives_both_ways(image, block.candidates, block.similarity, scale, of_images, of_texts)
+        return self.terms["m2"].weight / self._decay() * term
+
+    def _scale(self, pairs: Pairs, name: str) -> Tensor | float:
+        temperature = self.terms[name].temperature
+        return pairs.logit_scale if temperature is None else 1 / temperature
+
     def _reversed(self, pairs: Pairs, draw: GeodesicDraw) -> list[ReverseMix]:
         """V-, L- and VL-Mix as the loss reads them in its own pass."""
         candidates = self._square(pairs).candidates
@@ -275,8 +293,8 @@ class GeodesicMixup(Mixer):
                 term = self.terms[name]
                 rows = self._coefficients(pairs.anchors, lam) if by_rows else None
                 columns = self._coefficients(candidates, lam) if by_columns else None
-                scale = pairs.logit_scale if term.temperature is None else 1 / term.temperature
-                mixtures.append(ReverseMix(rows, columns, lam, scale, term.weight / self._decay()))
+                weight = term.weight / self._decay()
+                mixtures.append(ReverseMix(rows, columns, lam, self._scale(pairs, name), weight))
         return mixtures
 
     def _coefficients(self, features: Tensor, lam: Tensor) -> tuple[Tensor, Tensor]:
