@@ -105,6 +105,7 @@ def fit_command(arguments: list[str]) -> None:
 def _fit(folder: RunFolder, ready: Namespace, console: Console) -> None:
     """Trains, then judges the best checkpoint, or the last where there is no validation part."""
     module, data, seed = ready.model, ready.data, ready.seed
+    module.prepare(data)
     if not data.test_dataloader():
         raise ValueError("A run is judged. Got no test part; set a test_share above 0.")
     begun = folder.last.exists()
@@ -134,6 +135,8 @@ def _fit(folder: RunFolder, ready: Namespace, console: Console) -> None:
         raise ValueError(str(error)) from None
     if trainer.is_global_zero:
         folder.begin(seed, trainer.strategy.root_device.type)
+        if not begun:
+            module.begun(folder.path, folder.config)
         how = f"goes on after step {step:,}" if begun else "begins"
         console.print(f"{folder.path} {how}, on {trainer.strategy.root_device.type}", highlight=False, soft_wrap=True)
     start, cpu_start = time.perf_counter(), time.process_time()
@@ -162,6 +165,7 @@ def _fit(folder: RunFolder, ready: Namespace, console: Console) -> None:
         "CPU seconds of this start": round(time.process_time() - cpu_start, 1), "from step": step,
         "monitor": name if watched else None,
     }  # fmt: skip
+    module.ended(folder.path, folder.config)
     folder.finish(found, facts)
     console.print(found.to_markdown(), highlight=False, markup=False, soft_wrap=True)
     console.print(f"{chosen.name} judged on the test part; all is in {folder.path}/", highlight=False, soft_wrap=True)

@@ -89,6 +89,7 @@ def assert_same_run(first: Path, second: Path) -> None:
         ("metric learning", (2, 5, 8)),  # in an epoch, before anything else is saved than its end, in another
         ("simclr", (4,)),  # with gradients that are half accumulated
         ("regression", (9,)),
+        ("image text", (6,)),  # with queues of both towers
     ],
 )
 def test_a_killed_run_goes_on_as_if_it_had_not_been(name, kills, tmp_path, monkeypatch):
