@@ -342,10 +342,11 @@ def test_modules_refuse_what_does_not_fit():
         assert "\n" not in str(raised.value)
 
 
-def test_one_batch_is_not_all_of_them(monkeypatch):
+def test_one_batch_is_not_all_of_them(tmp_path, monkeypatch):
     """Whatever was imported first: typing has one entry for both orders of a union."""
     kinds = lightning.Trainer.__init__.__annotations__
     for name in ("limit_train_batches", "val_check_interval"):
         monkeypatch.setitem(kinds, name, Optional[Union[float, int]])  # noqa: UP007, UP045
-    read = fit_parser().parse_args(["--trainer.limit_train_batches=1", "--trainer.val_check_interval=0.5"]).trainer
+    given = ["--config", str(recipe("metric learning", tmp_path)), "--trainer.limit_train_batches=1"]
+    read = fit_parser().parse_args([*given, "--trainer.val_check_interval=0.5"]).trainer
     assert isinstance(read.limit_train_batches, int) and read.val_check_interval == 0.5
