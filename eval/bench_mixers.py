@@ -279,12 +279,13 @@ def peak_of(name: str, size: int, contestant: str) -> int:
     step()
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the kernel's peak starts anew
-    before = _status("VmRSS")
+    before = resident_size("VmRSS")
     step()
-    return _status("VmHWM") - before
+    return resident_size("VmHWM") - before
 
 
-def _status(field: str) -> int:
+def resident_size(field: str) -> int:
+    """Bytes, of a field of the process's status."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024

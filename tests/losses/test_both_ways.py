@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import mixcontrast.losses.both_ways as both_ways
 import mixcontrast.losses.mixed_negatives as mixed_negatives
 from mixcontrast import ClipLoss, GeodesicMixup, Linear, MixTerm, Pairs
+from mixcontrast.losses.base import value_of
 from mixcontrast.losses.mixed_negatives import mixed_negatives_both_ways
 from mixcontrast.mixers.geodesic import GeodesicDraw
 
@@ -27,7 +28,7 @@ def one_by_one(criterion, tables, draw):
     """The same loss read from whole tables."""
     loss = ClipLoss()
     total = torch.stack([loss.reduce(table) for table in tables]).mean()
-    return total if draw is None else total + criterion._terms_of(tables, draw)
+    return total if draw is None else total + value_of(criterion._terms_of(tables, draw))
 
 
 def results(criterion, size: int, dtype, scale: float, one_pass: bool):
