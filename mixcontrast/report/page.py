@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
@@ -27,6 +25,7 @@ from mixcontrast.report.findings import (
     queries_to_show,
     worst_confusions,
 )
+from mixcontrast.report.svg import ONE, TWO, environment_of_pages, inline_svg
 from mixcontrast.retrieval import Evaluation, Similarity, evaluate, evaluate_pairs, search
 from mixcontrast.retrieval.tables import Table, check_tables
 
@@ -34,9 +33,6 @@ SAMPLE = 2000  # queries behind curves, histograms and confusions
 POINTS = 1200  # of the map
 SHOWN, NEIGHBOURS = 8, 6
 PER_QUERY = 10  # pairs of each kind behind the histograms
-_INK = "#010203"  # becomes the page's own colour of text
-_COLOURS = {"#0a0b01": "var(--one)", "#0a0b02": "var(--two)", _INK: "currentColor"}
-_ONE, _TWO = "#0a0b01", "#0a0b02"
 
 
 @dataclass(frozen=True)
@@ -103,7 +99,7 @@ def write_report(
         found, mine, theirs, labels, labels if alone else gallery_labels, pairs, similarity, list(exclude), alone,
         dict(names or {}), of_queries, shown,
     )  # fmt: skip
-    page = _environment().get_template("page.html.jinja").render(title=title, **view.content())
+    page = environment_of_pages().get_template("page.html.jinja").render(title=title, **view.content())
     write_whole(Path(path), lambda file: file.write_text(page, encoding="utf-8"))
     return Path(path)
 
@@ -316,7 +312,7 @@ def _thumbnail(path: Any) -> str:
 def _curve_figure(curves: dict[str, Curve]) -> str:
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
-    for curve, colour, style in zip(curves.values(), (_ONE, _TWO), ("-", "--"), strict=True):
+    for curve, colour, style in zip(curves.values(), (ONE, TWO), ("-", "--"), strict=True):
         axes.plot(curve.ks, curve.mean, style, color=colour, linewidth=2, marker="o", markersize=3.5)
         axes.fill_between(curve.ks, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
     hit, recall = (curves[name].mean[-1] for name in ("hit", "recall"))
@@ -331,14 +327,14 @@ def _curve_figure(curves: dict[str, Curve]) -> str:
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("k")
     axes.set_ylabel("share")
-    return _svg(figure, "curve", "Hit and recall against k, with 95% intervals")
+    return inline_svg(figure, "curve", "Hit and recall against k, with 95% intervals")
 
 
 def _histogram_figure(found: Histogram, similarity: str) -> str:
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     axes = figure.subplots()
     for values, colour, style, name in (
-        (found.positives, _ONE, "-", "positives"), (found.negatives, _TWO, "--", "negatives")
+        (found.positives, ONE, "-", "positives"), (found.negatives, TWO, "--", "negatives")
     ):  # fmt: skip
         axes.stairs(values, found.edges, color=colour, fill=True, alpha=0.25)
         axes.stairs(values, found.edges, color=colour, linewidth=1.8, linestyle=style)
@@ -348,7 +344,7 @@ def _histogram_figure(found: Histogram, similarity: str) -> str:
     axes.margins(y=0.15)
     axes.set_xlabel({"l2": "negative squared distance"}.get(similarity, similarity))
     axes.set_ylabel("share of pairs")
-    return _svg(figure, "histogram", "Similarities of positive and of negative pairs")
+    return inline_svg(figure, "histogram", "Similarities of positive and of negative pairs")
 
 
 @matplotlib.rc_context({"text.parse_math": False})  # a group may be called $x
@@ -362,39 +358,12 @@ def _group_figure(found: Evaluation, attribute: str, place: int) -> str:
     axes = figure.subplots()
     means = np.array([i.mean for _, _, i in intervals])
     ends = np.nan_to_num(np.abs(np.array([[i.mean - i.low, i.high - i.mean] for _, _, i in intervals]).T))
-    axes.barh(range(len(intervals)), means, color=_ONE, alpha=0.45, height=0.65)
-    axes.errorbar(means, range(len(intervals)), xerr=ends, fmt="o", color=_ONE, markersize=4, capsize=3)
+    axes.barh(range(len(intervals)), means, color=ONE, alpha=0.45, height=0.65)
+    axes.errorbar(means, range(len(intervals)), xerr=ends, fmt="o", color=ONE, markersize=4, capsize=3)
     axes.set_yticks(range(len(intervals)), [f"{value[:24]} ({count:,})" for value, count, _ in intervals])
     axes.set_xlim(left=0)
     axes.set_xlabel(name)
-    return _svg(figure, f"group{place}", f"{name} by {attribute}, with 95% intervals")
-
-
-def _svg(figure: Figure, salt: str, label: str) -> str:
-    """Inline SVG whose ink is the page's, so that it follows light and dark."""
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.15, color=_INK)
-    style = {
-        "svg.fonttype": "none", "svg.hashsalt": salt, "text.color": _INK, "axes.edgecolor": _INK,
-        "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK,
-    }  # fmt: skip
-    file = io.StringIO()
-    with matplotlib.rc_context(style):
-        for axes in figure.axes:
-            axes.tick_params(colors=_INK)
-            axes.xaxis.label.set_color(_INK)
-            axes.yaxis.label.set_color(_INK)
-            for spine in axes.spines.values():
-                spine.set_edgecolor(_INK)
-            for text in axes.texts:
-                text.set_color(_INK)
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    svg = file.getvalue()
-    svg = svg[svg.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{html.escape(label)}" ', 1)
-    for name, colour in _COLOURS.items():
-        svg = svg.replace(name, colour)
-    return svg.replace('id="', f'id="{salt}-').replace('href="#', f'href="#{salt}-').replace("url(#", f"url(#{salt}-")
+    return inline_svg(figure, f"group{place}", f"{name} by {attribute}, with 95% intervals")
 
 
 def _plain(value: Any) -> str:
@@ -405,13 +374,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("mixcontrast.report", "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
