@@ -29,11 +29,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from mixcontrast.retrieval import Evaluation
+    from mixcontrast.retrieval import Evaluation, SeededRuns
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS, RESULTS = ROOT / "configs", ROOT / "eval" / "results"
-RESAMPLES = 4000
 TUNING_SEED = 100  # none of those that are judged
 
 LR, STD = "model.init_args.optimizer.init_args.lr", "data.init_args.augment.init_args.std"
@@ -246,53 +245,25 @@ def write_tuning(groups: Iterable[str], runs: Path) -> None:
     write(RESULTS / "tuning.md", "\n".join(lines))
 
 
-@dataclass(frozen=True)
-class Runs:
-    """The runs of a recipe, a row a seed.
+def load(name: str, runs: Path, seeds: int) -> SeededRuns:
+    """The runs of a recipe, one a seed."""
+    from mixcontrast.retrieval import SeededRuns
 
-    Attributes:
-        values: metric to (S, Q).
-        groups: (Q,) classes, numbered from 0; queries themselves where there are none.
-        seconds: of CPU, one thread, of the runs that were not stopped and gone on with.
-    """
-
-    values: dict[str, np.ndarray]
-    groups: np.ndarray
-    seconds: list[float]
+    return SeededRuns.load([runs / f"{name}-seed{seed}" for seed in range(seeds)])
 
 
-def load(name: str, runs: Path, seeds: int) -> Runs:
-    from mixcontrast.retrieval import Evaluation
-
-    found = [Evaluation.load(runs / f"{name}-seed{seed}") for seed in range(seeds)]
-    first = found[0]
-    if any(not np.array_equal(first.queries, other.queries) for other in found):
-        raise ValueError(f"All seeds must be judged on the same rows. Got others for {name}; remove {runs}.")
-    values = {metric: np.stack([each.values[metric] for each in found]) for metric in first.values}
-    if "MAE" in values:  # with the test's variance as given, R2 is a mean over rows too
-        squared = values["MAE"] ** 2
-        explained = np.array([each.settings["R2"] for each in found])
-        variance = squared.mean(axis=1) / (1 - explained)
-        values["R2"] = 1 - squared / variance[:, None]
-    groups = first.groups if first.groups is not None else np.arange(len(first.queries))
-    facts = [each.settings["fit"] for each in found]
-    seconds = [fact["CPU seconds of this start"] for fact in facts if not fact["from step"]]
-    return Runs(values, np.unique(groups, return_inverse=True)[1], seconds)
+def seconds_of(runs: SeededRuns) -> list[float]:
+    """Of CPU, one thread, of the runs that were not stopped and gone on with."""
+    facts = [each["fit"] for each in runs.settings]
+    return [fact["CPU seconds of this start"] for fact in facts if not fact["from step"]]
 
 
 def interval(values: np.ndarray, groups: np.ndarray) -> tuple[float, float, float]:
-    """The mean of (S, Q) values with the 95% interval of a bootstrap that draws seeds, and whole groups of queries."""
-    rng = np.random.default_rng(0)
-    num_seeds, num_groups = len(values), int(groups.max()) + 1
-    totals = np.stack([np.bincount(groups, row, num_groups) for row in values])  # (S, G)
-    counts = np.bincount(groups, minlength=num_groups)
-    means = []
-    for _ in range(0, RESAMPLES, 200):  # so that 10,000 groups need little memory
-        of_seeds = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), 200) / num_seeds  # (R, S)
-        of_groups = rng.multinomial(num_groups, np.full(num_groups, 1 / num_groups), 200)  # (R, G)
-        means.append(((of_seeds @ totals) * of_groups).sum(axis=1) / (of_groups @ counts))
-    low, high = np.quantile(np.concatenate(means), (0.025, 0.975))
-    return float(values.mean()), float(low), float(high)
+    """The mean of (S, Q) values with its 95% interval over seeds and whole groups of queries."""
+    from mixcontrast.retrieval import mean_of_seeds
+
+    found = mean_of_seeds(values, groups).interval
+    return found.mean, found.low, found.high
 
 
 def write_group(key: str, runs: Path, seeds: int) -> None:
@@ -312,7 +283,7 @@ def write_group(key: str, runs: Path, seeds: int) -> None:
     for name, title in group.arms.items():
         mine = loaded[name]
         found = {metric: interval(mine.values[metric], mine.groups) for metric in group.metrics}
-        seconds = float(np.median(mine.seconds)) if mine.seconds else float("nan")
+        seconds = float(np.median(seconds_of(mine) or [np.nan]))
         each = {metric: mine.values[metric].mean(axis=1).tolist() for metric in group.metrics}
         facts["recipes"][name] = {"metrics": found, "each seed": each, "CPU seconds": seconds}
         rows.append([f"[{title}](../../configs/{name}.yaml)", *map(_shown, found.values()), f"{seconds:.0f}"])
@@ -339,10 +310,10 @@ def write_group(key: str, runs: Path, seeds: int) -> None:
         f"# {group.title}", "",
         f"    python eval/recipes.py --only {key}", "",
         f"{group.what}{lower}", "",
-        f"Means of {seeds} seeds; the same seeds, batches and parts for all. [95% intervals] are of a bootstrap that "
-        f"draws seeds and {'test classes' if key == 'emoji' else 'test rows'}. Seconds are of CPU, one thread, "
-        "training and judging, the median; other work on the machine makes them longer. "
-        f"On {machine['cores']} cores of {platform.machine()}, {platform.system()}; {shown}. "
+        f"Means of {seeds} seeds; the same seeds, batches and parts for all. [95% intervals] are over seeds "
+        f"and {'test classes' if key == 'emoji' else 'test rows'}, Student's. Seconds are of CPU, one thread, training "
+        f"and judging, the median; other work on the machine makes them longer. On {machine['cores']} cores of "
+        f"{platform.machine()}, {platform.system()}; {shown}. "
         "Learning rates and noise: [tuning.md](tuning.md).", "",
         table(["", *group.metrics, "seconds a run"], rows), "",
         "## Differences, seed by seed and row by row", "",

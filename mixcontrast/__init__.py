@@ -23,6 +23,7 @@ from mixcontrast.mixers import DeepMetrix, GeodesicMixup, Metrix, Mixer, MixTerm
 from mixcontrast.mixing import Geodesic, Linear
 from mixcontrast.pairs import Block, Pairs
 from mixcontrast.queue import KeyQueue
+from mixcontrast.tiling import Tiled
 
 __version__ = "0.1.0"
 
@@ -56,5 +57,6 @@ __all__ = [
     "SupConLoss",
     "SupReMix",
     "SynCo",
+    "Tiled",
     "TripletLoss",
 ]

@@ -1,4 +1,5 @@
-"""The command `mixcontrast`. Training by a recipe is a command of its own: `mixcontrast fit --help`."""
+"""The command `mixcontrast`. Commands that read a recipe have their own help: `mixcontrast fit --help`,
+`mixcontrast explain --help`."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ def main(arguments: list[str] | None = None) -> None:
 
         print(f"mixcontrast {__version__}")
         return
-    if arguments[:1] == ["fit"]:
-        _fit(arguments[1:])
+    if arguments[:1] in (["fit"], ["explain"]):
+        _of_recipes(*arguments[:1], arguments[1:])
         return
     extras = {
         "evaluate": "evaluate", "evaluate_run": "evaluate", "compare": "evaluate", "embed": "embed",
@@ -50,15 +51,21 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(f"mixcontrast: {error}") from None
 
 
-def _fit(arguments: list[str]) -> None:
+def _of_recipes(command: str, arguments: list[str]) -> None:
+    """The commands that read a recipe."""
+    extra = {"fit": "fit", "explain": "fit,report"}[command]
     try:
-        from mixcontrast.fit_command import fit_command
+        if command == "fit":
+            from mixcontrast.fit_command import fit_command as run
+        else:
+            from mixcontrast.explain_command import explain_command as run
     except ImportError as error:
         raise SystemExit(
-            f"mixcontrast: training needs packages that the library does not. {error}; pip install 'mixcontrast[fit]'"
+            f"mixcontrast: {command} needs packages that the library does not. {error}; "
+            f"pip install 'mixcontrast[{extra}]'"
         ) from None
     try:
-        fit_command(arguments)
+        run(arguments)
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"mixcontrast: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None

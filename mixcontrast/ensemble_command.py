@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from mixcontrast.environment import environment
+from mixcontrast.evaluation_commands import check_report
 from mixcontrast.files import write_json, write_whole
 from mixcontrast.judge.alphas import read_alphas, read_weights
 from mixcontrast.judge.collection import Collection
@@ -40,6 +41,7 @@ def ensemble_command(
     num_workers: int = 0,
     device: str = "auto",
     precision: Literal["float32", "bfloat16", "float16"] = "float32",
+    report: Path | None = None,
 ) -> None:
     """Writes weights between two checkpoints, (1 - alpha) times the first plus alpha times the second (WiSE-FT).
 
@@ -70,11 +72,12 @@ def ensemble_command(
         num_workers: processes that open images.
         device: cpu, cuda, mps, or auto for the fastest there is.
         precision: of the towers' arithmetic (autocast).
+        report: with --judge an HTML page to look at: the curve, and both ends and the chosen alpha beside each other.
     """
     alphas = read_alphas(alpha)
     if judge is None:
-        if pairs is not None or classes is not None:
-            raise ValueError("--pairs and --classes are judged. Got no --judge; name the model by it: open_clip:NAME.")
+        if pairs is not None or classes is not None or report is not None:
+            raise ValueError("--pairs, --classes and --report are of --judge. Got no --judge; name the model by it: open_clip:NAME.")
     else:
         try:
             from mixcontrast.judge.subject import Running, open_subject
@@ -84,6 +87,8 @@ def ensemble_command(
             raise ModuleNotFoundError(
                 f"--judge needs more packages: {error}; pip install 'mixcontrast[clip,report]'"
             ) from None
+        if report is not None:
+            check_report(report, "mixcontrast.report.judgement_page")
         running = Running(batch_size, num_workers, device, precision)
         files = Files(
             pairs, classes, templates, descriptions, image_column, text_column, label_column, domain_column,
@@ -108,7 +113,7 @@ def ensemble_command(
     if judge is None:
         return
     subject = replace(subject, weights={f"alpha {value:g}": path for value, path in written.items()})
-    judge_ensemble(subject, alphas, test, validation, running, out, (str(zeroshot), str(finetuned)))
+    judge_ensemble(subject, alphas, test, validation, running, out, (str(zeroshot), str(finetuned)), report)
 
 
 def judge_ensemble(
@@ -119,6 +124,7 @@ def judge_ensemble(
     running: Running,
     out: Path,
     ends: tuple[str, str],
+    report: Path | None = None,
 ) -> None:
     """Judges each alpha, prints and writes tables and the curve.
 
@@ -130,14 +136,17 @@ def judge_ensemble(
         running: how the towers are run.
         out: the folder.
         ends: what was interpolated, for the record.
+        report: a page of the curve, and of the ends and the chosen alpha; None: none.
     """
     from mixcontrast.judge.curve import choose, curve_as_dict, lines_of
     from mixcontrast.judge.subject import judged
     from mixcontrast.judge.tables import Beside
     from mixcontrast.judge_command import facts_of, note_of, save_queries
-    from mixcontrast.report.curves import alpha_figure, save_figure
+    from mixcontrast.report.curves import alpha_figure
+    from mixcontrast.report.figures import PAGE, save
+    from mixcontrast.report.judgement_page import write_judgement
 
-    choice = None
+    choice, against_last = None, ""
     if validation is not None:
         choice = choose(alphas, list(judged(subject, validation, running)))
     found = list(judged(subject, test, running))
@@ -146,17 +155,19 @@ def judge_ensemble(
     if choice is not None:
         values = ", ".join(f"{alpha:g} {value:.3f}" for alpha, value in zip(alphas, choice.values, strict=True))
         told = (
-            f"**alpha {choice.alpha:g}** is best on the validation part, by the {choice.by} ({values}). The test rows "
-            "below had no say in it."
+            f"alpha {choice.alpha:g} is best on the validation part, by the {choice.by} ({values}). The test rows had no "
+            "say in it."
         )
         if alphas[-1] > choice.alpha:
             last = Beside([found[-1], found[alphas.index(choice.alpha)]], test)
-            told += "\n\n" + last.differences_markdown()
-    page = f"# {ends[0]} to {ends[1]}\n\n{note_of(test, found)}\n\n{told}\n\n{beside.to_markdown()}\n"
+            against_last = "\n\n" + last.differences_markdown()
+    page = (
+        f"# {ends[0]} to {ends[1]}\n\n{note_of(test, found)}\n\n{told}{against_last}\n\n{beside.to_markdown()}\n"
+    )
     print(page)
     save_queries(out, found)
     lines = lines_of(beside)
-    save_figure(alpha_figure(alphas, lines, choice), out / "curve")
+    save(alpha_figure(alphas, lines, choice), out / "curve")
     settings = {"model": subject.name, "zeroshot": ends[0], "finetuned": ends[1], **facts_of(test)}
     write_json(
         out / "results.json",
@@ -165,3 +176,11 @@ def judge_ensemble(
     )  # fmt: skip
     write_whole(out / "results.md", lambda file: file.write_text(page, encoding="utf-8"))
     print(f"curve.png, curve.svg, results.json and results.md are in {out}/")
+    if report is not None:
+        shown = [each for place, each in enumerate(found) if place in (0, len(found) - 1)
+                 or (choice is not None and alphas[place] == choice.alpha)]  # fmt: skip
+        write_judgement(
+            report, Beside(shown, test), title=f"{ends[0]} to {ends[1]}", note=f"{note_of(test, found)} {told}",
+            settings=settings, first=alpha_figure(alphas, lines, choice, PAGE),
+        )  # fmt: skip
+        print(f"The page is {report}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import time
 import warnings
@@ -23,7 +22,7 @@ from mixcontrast.training.callbacks import Bar, RetrievalCallback
 from mixcontrast.training.fitting import FitModule
 from mixcontrast.training.measures import Measures
 from mixcontrast.training.run import Recorder, RunFolder, step_of
-from mixcontrast.training.safety import Repeatable, StopAtNaN, WholeCheckpoints, where
+from mixcontrast.training.safety import Repeatable, StopAtNaN, WholeCheckpoints, quieten, where
 
 DESCRIPTION = """Trains an encoder by a recipe in YAML, judges it on the test part, and writes a folder: config.yaml,
 environment.json, best.ckpt, last.ckpt, metrics.csv, logs/, results.json, results.md and queries.csv (which mixcontrast
@@ -50,10 +49,12 @@ class _Help(DefaultHelpFormatter):
         return re.sub(r", known\s+subclasses:[^)]*\)", ")", super()._expand_help(action))
 
 
-def fit_parser() -> LightningArgumentParser:
+def fit_parser(
+    prog: str = "mixcontrast fit", usage: str = USAGE, description: str = DESCRIPTION
+) -> LightningArgumentParser:
     """What the command and a recipe may say."""
     parser = LightningArgumentParser(
-        prog="mixcontrast fit", usage=USAGE, description=DESCRIPTION, formatter_class=_Help, exit_on_error=False,
+        prog=prog, usage=usage, description=description, formatter_class=_Help, exit_on_error=False,
         allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("-c", "--config", action="config", help="A recipe: a YAML file of the keys below.")
@@ -95,7 +96,7 @@ def fit_command(arguments: list[str]) -> None:
         console.print(line, highlight=False, soft_wrap=True)
         return
     with warnings.catch_warnings():
-        _quieten()
+        quieten()
         lightning.seed_everything(config.seed, verbose=False)
         ready = parser.instantiate(config)
         _fit(folder, ready, console)
@@ -172,21 +173,3 @@ def _plain(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]
     plain = yaml.safe_load(text)
     plain.pop("config", None)
     return plain
-
-
-def _quieten() -> None:
-    """What Lightning says that is of no use here."""
-    for message in (
-        ".*does not have many workers.*",  # tables and features are in memory
-        ".*LeafSpec.*",  # Lightning's own, of newer torch
-        "Checkpoint directory .* exists and is not empty",
-        "Found .* in eval mode at the start of training",  # frozen parts are
-        ".*is smaller than the logging interval.*",
-        ".*to determine which device is supported.*",
-        ".*exists and is not empty. Previous log files.*",
-        "You're resuming from a checkpoint that ended before the epoch ended.*",
-        "You passed in a `val_dataloader` but have no `validation_step`.*",
-    ):
-        warnings.filterwarnings("ignore", message=message)
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mixcontrast.pairs import similarity_table
+from mixcontrast.similarity import similarity_table
 
 _LEAST_SQUARED_LENGTH = 1e-4  # of a linear mixture before it is divided by its length: opposite parents cancel
 _LEAST_COSINE = -0.999  # parents further apart than 177.4 degrees have no well-defined geodesic

@@ -103,7 +103,7 @@ def test_each_alpha_is_judged_and_the_best_is_that_of_validation(folder, tiny, c
     write_csv(folder / "pairs.csv", draw(folder))
     named = ["--pairs", "pairs.csv", "--label_column", "colour", "--domain_column", "hand", "--held_out", "cy"]
     main(["ensemble", "zeroshot.pt", "finetuned.pt", "--alpha", "0,0.5,1", "--judge", f"open_clip:{tiny}", *named,
-          "--split_column", "part", "--out", "curve"])  # fmt: skip
+          "--split_column", "part", "--out", "curve", "--report", "page.html"])  # fmt: skip
     shown = capsys.readouterr().out
     found = json.loads((folder / "curve" / "results.json").read_text())
     assert found["alphas"] == [0, 0.5, 1] and list(found["weights"]) == ["alpha 0", "alpha 0.5", "alpha 1"]
@@ -114,7 +114,7 @@ def test_each_alpha_is_judged_and_the_best_is_that_of_validation(folder, tiny, c
             assert told == value
     scores = found["chosen"]["validation"]
     assert found["chosen"]["alpha"] == min(float(a) for a, v in scores.items() if v == max(scores.values()))
-    assert f"**alpha {found['chosen']['alpha']:g}** is best on the validation part" in shown
+    assert f"alpha {found['chosen']['alpha']:g} is best on the validation part" in shown
     rows = {part: [{**row, "part": "test"} for row in draw(folder) if row["part"] == part] for part in ("val", "test")}
     write_csv(folder / "test.csv", rows["test"])  # an end, judged by itself
     main(["judge", f"open_clip:{tiny}", "--weights", "finetuned.pt", "--pairs", "test.csv", *named[2:], "--out", "end"])
@@ -129,6 +129,8 @@ def test_each_alpha_is_judged_and_the_best_is_that_of_validation(folder, tiny, c
     assert (folder / "curve" / "curve.png").read_bytes()[:4] == b"\x89PNG"
     svg = (folder / "curve" / "curve.svg").read_text()
     assert "<svg" in svg
+    page = (folder / "page.html").read_text()
+    assert page.count("<svg") == 7 and "is best on the validation part" in page
     assert (folder / "curve" / "alpha_0.5" / "image_to_text" / "queries.csv").exists()
 
 

@@ -358,7 +358,8 @@ def test_bad_input_is_refused_in_one_line(call, error, line):
 
 
 def test_values_are_not_read_where_that_costs_a_sync(monkeypatch):
-    monkeypatch.setattr("mixcontrast.pairs.reads_values", lambda tensor: False)
+    for module in ("checks", "cells", "plans"):
+        monkeypatch.setattr(f"mixcontrast.{module}.reads_values", lambda tensor: False)
     assert Pairs.from_labels(nan, torch.arange(6)).shape == (6, 6)
     assert Pairs.from_proxies(zero, LABELS + 9, e6).shape == (6, 6)
     with pytest.raises(ValueError, match="must have the same length"):  # shapes are looked at everywhere

@@ -5,7 +5,14 @@ square of the examples they work in blocks.
 """
 
 from mixcontrast.analysis.calibration import Reliability, calibration_error, reliability, reliability_of
-from mixcontrast.analysis.mixtures import FalseNegatives, Hardness, false_negatives, gradient_shares, hardness
+from mixcontrast.analysis.mixtures import (
+    FalseNegatives,
+    Hardness,
+    cell_gradients,
+    false_negatives,
+    gradient_shares,
+    hardness,
+)
 from mixcontrast.analysis.neighbours import utilization
 from mixcontrast.analysis.ordering import rank_correlation
 from mixcontrast.analysis.proxy_task import proxy_task_accuracy
@@ -17,6 +24,7 @@ __all__ = [
     "Reliability",
     "alignment",
     "calibration_error",
+    "cell_gradients",
     "false_negatives",
     "gradient_shares",
     "hardness",

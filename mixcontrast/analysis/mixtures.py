@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mixcontrast.pairs import Block, Pairs, check_labels
+from mixcontrast.checks import check_labels
+from mixcontrast.pairs import Block, Pairs
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,25 @@ def gradient_shares(reduce: Callable[..., Tensor], *tables: Pairs) -> tuple[Tens
     >>> [shares.shape for shares in gradient_shares(reduce, pairs, mixed)]
     [torch.Size([1]), torch.Size([1])]
     """
+    grads = cell_gradients(reduce, *tables)
+    sums = torch.stack([grad.abs().sum() for of_table in grads for grad in of_table])
+    total = sums.sum()
+    if not bool(total > 0):
+        raise ValueError(
+            "There is no gradient to share. Got a loss whose gradient is 0 (or NaN) in every cell; "
+            "give a batch on which the loss is not 0."
+        )
+    return tuple((sums / total).split([len(pairs.blocks) for pairs in tables]))
+
+
+def cell_gradients(reduce: Callable[..., Tensor], *tables: Pairs) -> list[list[Tensor]]:
+    """The gradient of a loss by each similarity: for each table, for each of its blocks, (A, C).
+
+    Arguments as in `gradient_shares`; 0 in blocks that the loss does not read.
+
+    Raises:
+        ValueError: no table, or a loss that does not depend on the similarities.
+    """
     if not tables:
         raise ValueError("`gradient_shares` needs a table. Got none; give the tables that the loss reads.")
     cells: list[Tensor] = []
@@ -191,11 +211,5 @@ def gradient_shares(reduce: Callable[..., Tensor], *tables: Pairs) -> tuple[Tens
             "`reduce` must read the tables that it is given."
         )
     grads = torch.autograd.grad(loss, cells, allow_unused=True)
-    sums = torch.stack([loss.new_zeros(()) if grad is None else grad.abs().sum().to(loss.dtype) for grad in grads])
-    total = sums.sum()
-    if not bool(total > 0):
-        raise ValueError(
-            "There is no gradient to share. Got a loss whose gradient is 0 (or NaN) in every cell; "
-            "give a batch on which the loss is not 0."
-        )
-    return tuple((sums / total).split([len(pairs.blocks) for pairs in tables]))
+    found = [torch.zeros_like(cell) if grad is None else grad for grad, cell in zip(grads, cells, strict=True)]
+    return [[found.pop(0) for _ in pairs.blocks] for pairs in tables]

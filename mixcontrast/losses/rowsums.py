@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mixcontrast.pairs import Cells
+from mixcontrast.cells import Cells
 
 _CHUNK = 1 << 18  # cells of a CPU's pass over a large block: one megabyte of float32 stays in its cache
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,6 +20,7 @@ from mixcontrast.mixers.base import (
 )
 from mixcontrast.mixing import Interpolation, Linear, needs_cosine, sample_beta
 from mixcontrast.pairs import Block, Pairs
+from mixcontrast.plans import Plan
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,8 @@ class SupReMix(Mixer):
         self.negatives, self.positives = negatives, positives
         self.interpolation, self.detach = interpolation, detach
 
-    def tables(self, embeddings: Tensor, values: Tensor) -> tuple[Pairs]:
-        return (Pairs.from_values(embeddings, values),)
+    def plans(self, embeddings: Tensor, values: Tensor) -> tuple[Plan]:
+        return (Plan.from_values(embeddings, values),)
 
     @torch.no_grad()
     def draw(self, pairs: Pairs, generator: torch.Generator | None = None) -> SupReMixDraw:
@@ -149,10 +151,7 @@ class SupReMix(Mixer):
         """
         rising, order = theirs.contiguous().sort()
         mine = mine.contiguous()
-        first_below = torch.searchsorted(rising, mine - self.window)
-        num_below = torch.searchsorted(rising, mine) - first_below
-        first_above = torch.searchsorted(rising, mine, right=True)
-        num_above = torch.searchsorted(rising, mine + self.window, right=True) - first_above
+        first_below, num_below, first_above, num_above = self._ranges(mine, rising)
         total = (num_below * num_above)[:, None]  # (A, 1)
         most = max(min(int(total.max()), self.max_positive_mixes), 1)
         place = torch.arange(most, device=mine.device)  # (M,)
@@ -167,6 +166,26 @@ class SupReMix(Mixer):
         low, high = theirs[below], theirs[above]
         share = torch.where(keep, (high - mine[:, None]) / torch.where(keep, high - low, 1.0), 0.5)
         return below, above, share, keep
+
+    def _ranges(self, mine: Tensor, rising: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(A,) each: where the values below an anchor's begin, within the window, and how many; of those above too."""
+        first_below = torch.searchsorted(rising, mine - self.window)
+        num_below = torch.searchsorted(rising, mine) - first_below
+        first_above = torch.searchsorted(rising, mine, right=True)
+        num_above = torch.searchsorted(rising, mine + self.window, right=True) - first_above
+        return first_below, num_below, first_above, num_above
+
+    def counts_of(self, tables: Sequence[Pairs]) -> list[tuple[Tensor, Tensor]] | None:
+        """A row counts that has a positive, mixed or not."""
+        if not isinstance(self.loss, Loss) or not self.loss.counts_rows:
+            return None
+        if not self.positives:
+            return self.loss.counts_of(tables)
+        (pairs,) = tables
+        rising = pairs.candidate_labels.flatten().sort().values
+        _, below, _, above = self._ranges(pairs.anchor_labels.flatten().contiguous(), rising)
+        kept = (pairs.has_positive() | ((below > 0) & (above > 0))).sum()
+        return [(kept, kept)]
 
     def mix(self, pairs: Pairs, draw: SupReMixDraw) -> Pairs:
         """The table with mixed columns, and with the weights of distance magnifying."""

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from mixcontrast.files import write_whole
 from mixcontrast.judge.collection import HELD_OUT, IN_DOMAIN
 from mixcontrast.judge.curve import Choice, Line
-
-COLOURS = ("#3b6fb6", "#d1662f")
+from mixcontrast.report.figures import PAPER, Palette
 
 
 def alpha_figure(
-    alphas: Sequence[float], lines: Sequence[Line], choice: Choice | None = None, colours: Sequence[str] = COLOURS
+    alphas: Sequence[float], lines: Sequence[Line], choice: Choice | None = None, palette: Palette = PAPER
 ) -> Figure:
     """A panel for each thing that is judged, a line a part with its 95% intervals, against alpha; and, where domains
     were held out, their values against those in-domain, along alpha.
@@ -25,8 +22,9 @@ def alpha_figure(
         alphas: A of them, rising.
         lines: of each thing and part, A values.
         choice: is marked.
-        colours: of in-domain, and of held-out.
+        palette: its two colours are of in-domain and of held-out.
     """
+    colours = palette.one, palette.two
     things = list(dict.fromkeys(line.what for line in lines))
     both = {
         what: {line.part: line for line in lines if line.what == what}
@@ -45,7 +43,7 @@ def alpha_figure(
                        label=line.part)  # fmt: skip
             panel.fill_between(alphas, low, high, color=colours[number % 2], alpha=0.15, linewidth=0)
         if choice is not None:
-            panel.axvline(choice.alpha, color="0.5", linewidth=1, linestyle=":")
+            panel.axvline(choice.alpha, color=palette.ink, alpha=0.6, linewidth=1, linestyle=":")
             panel.annotate(f"chosen, {choice.alpha:g}", (choice.alpha, 1), (3, -3), xycoords=("data", "axes fraction"),
                            textcoords="offset points", va="top", fontsize=8)  # fmt: skip
         panel.set_title(what, fontsize=10)
@@ -66,19 +64,3 @@ def alpha_figure(
         panel.grid(alpha=0.2)
         panel.margins(0.08)
     return figure
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a PNG and an SVG beside each other, each whole.
-
-    Args:
-        figure: what is drawn.
-        path: without its ending.
-    """
-    for kind in ("png", "svg"):
-        write_whole(
-            path.with_suffix(f".{kind}"),
-            lambda temporary, kind=kind: figure.savefig(
-                temporary, dpi=130, format=kind, metadata={"Date": None} if kind == "svg" else None
-            ),
-        )

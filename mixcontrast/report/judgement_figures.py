@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from mixcontrast.judge.collection import HELD_OUT
 from mixcontrast.judge.judgement import Judgement, of_part
 from mixcontrast.judge.tables import Beside
-from mixcontrast.report.svg import INK, KINDS, ONE, TWO
+from mixcontrast.report.figures import INK, ONE, PAGE, TWO
 
-COLOURS = KINDS[1:]
+COLOURS = PAGE.kinds[1:]
 _MARKERS = "osD^vPX*"
 _PLAIN = {"text.parse_math": False}  # weights may be called $x
 

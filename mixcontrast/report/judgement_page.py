@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from mixcontrast.files import write_whole
 from mixcontrast.judge.tables import Beside, Table, written
+from mixcontrast.report.figures import environment, svg
 from mixcontrast.report.judgement_figures import domain_figure, gap_figure, reached_figure, reliability_figure
-from mixcontrast.report.svg import environment_of_pages, inline_svg
 from mixcontrast.retrieval import Interval
 
 
@@ -30,25 +30,25 @@ def write_judgement(
         first: a figure above all others.
     """
     judged, parts = beside.judged, beside.collection.parts
-    figures = [] if first is None else [(inline_svg(first, "first", "Against alpha"), "Against alpha.")]
+    figures = [] if first is None else [(svg(first, "first", "Against alpha"), "Against alpha.")]
     of_parts = " Circles: in-domain; squares: domains held out of training." if len(parts) > 1 else ""
     figures.append(
-        (inline_svg(reached_figure(beside), "reached", "What each weights reaches, with 95% intervals"),
+        (svg(reached_figure(beside), "reached", "What each weights reaches, with 95% intervals"),
          f"What each weights reaches, with 95% intervals.{of_parts}")
     )  # fmt: skip
     of_domains = [
-        (what, inline_svg(domain_figure(beside, what), f"domain{number}", f"{what} by domain"))
+        (what, svg(domain_figure(beside, what), f"domain{number}", f"{what} by domain"))
         for number, what in enumerate(beside.domains[judged[0].name])
     ]
     diagrams = [
-        (kind, inline_svg(reliability_figure(judged, kind, parts), f"reliability{number}", f"Reliability, {kind}"))
+        (kind, svg(reliability_figure(judged, kind, parts), f"reliability{number}", f"Reliability, {kind}"))
         for number, kind in enumerate(judged[0].zero_shot)
     ]
     tables, gap = beside.tables(), None
     if any(found.sample is not None for found in judged):
         label = "Images and texts in two principal components"
-        gap = inline_svg(gap_figure(judged), "gap", label)
-    page = environment_of_pages().get_template("judge.html.jinja").render(
+        gap = svg(gap_figure(judged), "gap", label)
+    page = environment().get_template("judge.html.jinja").render(
         title=title, note=note, figures=figures,
         tables=[_shown(table) for table in tables if not table.of_domains],
         of_domains=[_shown(table) for table in tables if table.of_domains],

@@ -16,6 +16,7 @@ from PIL import Image
 
 from mixcontrast.data.items import on_white
 from mixcontrast.files import write_whole
+from mixcontrast.report.figures import ONE, TWO, environment, svg
 from mixcontrast.report.findings import (
     Curve,
     Histogram,
@@ -25,7 +26,6 @@ from mixcontrast.report.findings import (
     queries_to_show,
     worst_confusions,
 )
-from mixcontrast.report.svg import ONE, TWO, environment_of_pages, inline_svg
 from mixcontrast.retrieval import Evaluation, Similarity, evaluate, evaluate_pairs, search
 from mixcontrast.retrieval.tables import Table, check_tables
 
@@ -99,7 +99,7 @@ def write_report(
         found, mine, theirs, labels, labels if alone else gallery_labels, pairs, similarity, list(exclude), alone,
         dict(names or {}), of_queries, shown,
     )  # fmt: skip
-    page = environment_of_pages().get_template("page.html.jinja").render(title=title, **view.content())
+    page = environment().get_template("page.html.jinja").render(title=title, **view.content())
     write_whole(Path(path), lambda file: file.write_text(page, encoding="utf-8"))
     return Path(path)
 
@@ -327,7 +327,7 @@ def _curve_figure(curves: dict[str, Curve]) -> str:
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("k")
     axes.set_ylabel("share")
-    return inline_svg(figure, "curve", "Hit and recall against k, with 95% intervals")
+    return svg(figure, "curve", "Hit and recall against k, with 95% intervals")
 
 
 def _histogram_figure(found: Histogram, similarity: str) -> str:
@@ -344,7 +344,7 @@ def _histogram_figure(found: Histogram, similarity: str) -> str:
     axes.margins(y=0.15)
     axes.set_xlabel({"l2": "negative squared distance"}.get(similarity, similarity))
     axes.set_ylabel("share of pairs")
-    return inline_svg(figure, "histogram", "Similarities of positive and of negative pairs")
+    return svg(figure, "histogram", "Similarities of positive and of negative pairs")
 
 
 @matplotlib.rc_context({"text.parse_math": False})  # a group may be called $x
@@ -363,7 +363,7 @@ def _group_figure(found: Evaluation, attribute: str, place: int) -> str:
     axes.set_yticks(range(len(intervals)), [f"{value[:24]} ({count:,})" for value, count, _ in intervals])
     axes.set_xlim(left=0)
     axes.set_xlabel(name)
-    return inline_svg(figure, f"group{place}", f"{name} by {attribute}, with 95% intervals")
+    return svg(figure, f"group{place}", f"{name} by {attribute}, with 95% intervals")
 
 
 def _plain(value: Any) -> str:

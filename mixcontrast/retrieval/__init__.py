@@ -21,6 +21,7 @@ from mixcontrast.retrieval.processes import shared_search
 from mixcontrast.retrieval.results import Comparison, Evaluation, compare, comparison_markdown
 from mixcontrast.retrieval.runs import evaluate_run
 from mixcontrast.retrieval.search import Neighbours, assign_clusters, search
+from mixcontrast.retrieval.seeds import SeededMean, SeededRuns, holm, mean_of_seeds, seeds_that_tell
 from mixcontrast.retrieval.statistics import Interval, bootstrap_interval, paired_difference, permutation_p_value
 from mixcontrast.retrieval.store import StoredEmbeddings
 from mixcontrast.retrieval.trec import read_judgements, read_qrels, read_run, write_qrels, write_run
@@ -35,6 +36,8 @@ __all__ = [
     "Neighbours",
     "Preset",
     "RankedRelevance",
+    "SeededMean",
+    "SeededRuns",
     "Similarity",
     "StoredEmbeddings",
     "RetrievalEvaluator",
@@ -48,8 +51,10 @@ __all__ = [
     "evaluate_run",
     "first_rank",
     "hit_at_k",
+    "holm",
     "map_at_k",
     "map_at_r",
+    "mean_of_seeds",
     "ndcg_at_k",
     "paired_difference",
     "permutation_p_value",
@@ -61,6 +66,7 @@ __all__ = [
     "recall_at_k",
     "reciprocal_rank",
     "search",
+    "seeds_that_tell",
     "shared_search",
     "write_qrels",
     "write_run",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
 import random
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +128,21 @@ def rows_of_batch(trainer: lightning.Trainer, index: int) -> list[int] | None:
 def _short(rows: list[int]) -> str:
     shown = ", ".join(map(str, rows[:8]))
     return shown if len(rows) <= 8 else f"{shown}, ... ({len(rows)})"
+
+
+def quieten() -> None:
+    """What Lightning says that is of no use here."""
+    for message in (
+        ".*does not have many workers.*",  # tables and features are in memory
+        ".*LeafSpec.*",  # Lightning's own, of newer torch
+        "Checkpoint directory .* exists and is not empty",
+        "Found .* in eval mode at the start of training",  # frozen parts are
+        ".*is smaller than the logging interval.*",
+        ".*to determine which device is supported.*",
+        ".*exists and is not empty. Previous log files.*",
+        "You're resuming from a checkpoint that ended before the epoch ended.*",
+        "You passed in a `val_dataloader` but have no `validation_step`.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
