@@ -77,7 +77,9 @@ def ensemble_command(
     alphas = read_alphas(alpha)
     if judge is None:
         if pairs is not None or classes is not None or report is not None:
-            raise ValueError("--pairs, --classes and --report are of --judge. Got no --judge; name the model by it: open_clip:NAME.")
+            raise ValueError(
+                "--pairs, --classes and --report are of --judge. Got no --judge; name the model by it: open_clip:NAME."
+            )
     else:
         try:
             from mixcontrast.judge.subject import Running, open_subject
@@ -155,8 +157,8 @@ def judge_ensemble(
     if choice is not None:
         values = ", ".join(f"{alpha:g} {value:.3f}" for alpha, value in zip(alphas, choice.values, strict=True))
         told = (
-            f"alpha {choice.alpha:g} is best on the validation part, by the {choice.by} ({values}). The test rows had no "
-            "say in it."
+            f"alpha {choice.alpha:g} is best on the validation part, by the {choice.by} ({values}). The test rows had "
+            "no say in it."
         )
         if alphas[-1] > choice.alpha:
             last = Beside([found[-1], found[alphas.index(choice.alpha)]], test)
