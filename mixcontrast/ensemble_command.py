@@ -179,10 +179,9 @@ def judge_ensemble(
     write_whole(out / "results.md", lambda file: file.write_text(page, encoding="utf-8"))
     print(f"curve.png, curve.svg, results.json and results.md are in {out}/")
     if report is not None:
-        shown = [each for place, each in enumerate(found) if place in (0, len(found) - 1)
-                 or (choice is not None and alphas[place] == choice.alpha)]  # fmt: skip
+        shown = {0, len(found) - 1} | ({alphas.index(choice.alpha)} if choice else set())
         write_judgement(
-            report, Beside(shown, test), title=f"{ends[0]} to {ends[1]}", note=f"{note_of(test, found)} {told}",
-            settings=settings, first=alpha_figure(alphas, lines, choice, PAGE),
+            report, beside.only([found[place].name for place in shown]), title=f"{ends[0]} to {ends[1]}",
+            note=f"{note_of(test, found)} {told}", settings=settings, first=alpha_figure(alphas, lines, choice, PAGE),
         )  # fmt: skip
         print(f"The page is {report}")

@@ -117,10 +117,10 @@ def test_each_alpha_is_judged_and_the_best_is_that_of_validation(folder, tiny, c
     assert f"alpha {found['chosen']['alpha']:g} is best on the validation part" in shown
     rows = {part: [{**row, "part": "test"} for row in draw(folder) if row["part"] == part] for part in ("val", "test")}
     write_csv(folder / "test.csv", rows["test"])  # an end, judged by itself
-    main(["judge", f"open_clip:{tiny}", "--weights", "finetuned.pt", "--pairs", "test.csv", *named[2:], "--out", "end"])
-    assert json.loads((folder / "end" / "results.json").read_text())["weights"]["finetuned"] == (
-        found["weights"]["alpha 1"]
-    )
+    named = ["--domain_column", "hand", "--held_out", "cy"]
+    main(["judge", f"open_clip:{tiny}", "--weights", "finetuned.pt", "--pairs", "test.csv", *named, "--out", "end"])
+    alone = json.loads((folder / "end" / "results.json").read_text())["weights"]["finetuned"]
+    assert all(value == found["weights"]["alpha 1"][what] for what, value in alone.items()) and len(alone) == 4
     write_csv(folder / "val.csv", rows["val"])
     main(["judge", f"open_clip:{tiny}", "--weights", "zeroshot.pt", "--pairs", "val.csv", "--out", "val"])
     alone = json.loads((folder / "val" / "results.json").read_text())["weights"]["zeroshot"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +70,14 @@ class Beside:
             }
             for found in self.judged
         }
+
+    def only(self, names: Sequence[str]) -> Beside:
+        """The same of some of the weights, the first among them; nothing is computed again."""
+        found = copy.copy(self)
+        found.judged = [each for each in self.judged if each.name in names]
+        for told in ("told", "changed", "domains"):
+            setattr(found, told, {name: each for name, each in getattr(self, told).items() if name in names})
+        return found
 
     def tables(self) -> list[Table]:
         """All of them: what is judged, with differences from the first weights below, domains, geometry."""
