@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mixcontrast.checks import reads_values
+from mixcontrast.checks import check_same_device, reads_values
 
 Cells = Tensor | float  # a table (A, C), anything that broadcasts to it, or one number for every cell of a block
 
@@ -156,6 +156,7 @@ def match_of_pairs(labels: Tensor, features: Tensor) -> Rule:
     if not isinstance(labels, Tensor) or labels.dtype == torch.bool or labels.is_floating_point():
         got = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         raise TypeError(f"`labels` of pairs must be a tensor of integers. Got {got}; number captions or image groups.")
+    check_same_device("features", features, "labels", labels)
     if tuple(labels.shape) not in ((len(features),), (len(features), 2)):
         raise ValueError(
             "`labels` of pairs must have shape (pairs,), one a pair, or (pairs, 2), the image's and the caption's. "

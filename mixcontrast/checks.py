@@ -49,6 +49,7 @@ def check_labels(labels: Tensor, embeddings: Tensor) -> None:
             f"`labels` of a class loss must be integers. Got {labels.dtype} {shape_of(labels)}; for real values use "
             "SupReMix(SupConLoss()) or RankNContrastLoss(), for class labels pass labels.long()."
         )
+    check_same_device("embeddings", embeddings, "labels", labels)
     if labels.ndim != 1 or len(labels) != len(embeddings):
         raise ValueError(
             "`embeddings` and `labels` must have the same length. "
@@ -65,6 +66,7 @@ def check_values(values: Tensor, embeddings: Tensor) -> None:
             f"`values` of a regression must be floats. Got {values.dtype} {shape_of(values)}; for class labels use a "
             "class loss such as SupConLoss(), for whole numbers that mean quantities pass values.float()."
         )
+    check_same_device("embeddings", embeddings, "values", values)
     if values.ndim not in (1, 2) or len(values) != len(embeddings):
         raise ValueError(
             "`embeddings` and `values` must have the same length. "
@@ -84,6 +86,16 @@ def check_same_shape(name1: str, first: Tensor, name2: str, second: Tensor) -> N
             f"`{name1}` and `{name2}` must have the same shape. "
             f"Got {name1} {shape_of(first)}, {name2} {shape_of(second)}; row i of one goes with row i of the other."
         )
+    check_same_device(name1, first, name2, second)
+
+
+def check_same_device(name1: str, first: Tensor, name2: str, second: Tensor) -> None:
+    """One line where two tensors that go together are on different devices."""
+    if first.device != second.device:
+        raise ValueError(
+            f"`{name1}` and `{name2}` must be on the same device. "
+            f"Got {name1} on {first.device}, {name2} on {second.device}; pass {name2}.to({str(first.device)!r})."
+        )
 
 
 def check_square(name: str, table: Tensor, embeddings: Tensor) -> None:
@@ -95,6 +107,7 @@ def check_square(name: str, table: Tensor, embeddings: Tensor) -> None:
             f"Got embeddings {shape_of(embeddings)}, {name} {shape_of(table)}; make it "
             f"({len(embeddings)}, {len(embeddings)})."
         )
+    check_same_device("embeddings", embeddings, name, table)
 
 
 def shape_of(tensor: Tensor) -> tuple[int, ...]:

@@ -249,6 +249,12 @@ class Plan:
                 "Proxies must be as wide as the embeddings. "
                 f"Got embeddings {shape_of(embeddings)}, proxies {shape_of(proxies)}; set embedding_dim."
             )
+        if proxies.device != embeddings.device:
+            raise ValueError(
+                "Proxies must be on the device of the embeddings. "
+                f"Got embeddings on {embeddings.device}, proxies on {proxies.device}; "
+                f"move the criterion: criterion.to({str(embeddings.device)!r})."
+            )
         if reads_values(embeddings) and not 0 <= int(labels.min()) <= int(labels.max()) < len(proxies):
             raise ValueError(
                 f"`labels` must lie in [0, {len(proxies)}), one proxy a class. "

@@ -19,6 +19,10 @@ class KeyQueue(nn.Module):
     filled places are read. A batch need not divide the size: what passes the end is written from the start on; of a
     batch larger than the queue the last `size` keys stay.
 
+    To compile a step that enqueues, set `torch._dynamo.config.allow_unspec_int_on_nn_module = True`: pointer and fill
+    are then numbers of the graph, where otherwise each of their values is a graph of its own. A CUDA graph keeps the
+    pointer it was captured with: capture in evaluation mode, with a full queue, and `enqueue` between replays.
+
     Args:
         size: how many keys it holds (K); MoCo's 65536, or 16384.
         dim: the width of a key (D).
@@ -199,6 +203,11 @@ class KeyQueue(nn.Module):
             raise ValueError(
                 f"`{name}` must be as wide as the queue. Got {name} {tuple(embeddings.shape)}, queue "
                 f"({self.size}, {self.dim}); make the queue with KeyQueue({self.size}, {embeddings.shape[1]})."
+            )
+        if embeddings.device != self.key_buffer.device:
+            raise ValueError(
+                f"`{name}` must be on the device of the queue. Got {name} on {embeddings.device}, the queue on "
+                f"{self.key_buffer.device}; move the criterion: criterion.to({str(embeddings.device)!r})."
             )
 
     def _check_labels(self, labels: Tensor | None, embeddings: Tensor) -> None:

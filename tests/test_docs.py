@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -22,15 +23,16 @@ else:
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "pages"
 WRITTEN = sorted(page for page in PAGES.rglob("*.md") if "measured" not in page.parts)  # which is copied from eval/
-_BLOCK = re.compile(r"(?:<!-- not run: (.*?) -->\n)?```python\n(.*?)```", flags=re.S)
+_BLOCK = re.compile(r"(?:^ *<!-- not run: (.*?) -->\n)?^( *)```python\n(.*?)^ *```$", flags=re.S | re.M)
 
 
 def blocks() -> list:
     found = []
     for page in WRITTEN:
-        for number, (reason, code) in enumerate(_BLOCK.findall(page.read_text(encoding="utf-8")), 1):
+        for number, (reason, _, code) in enumerate(_BLOCK.findall(page.read_text(encoding="utf-8")), 1):
             marks = [pytest.mark.skip(reason=reason)] if reason else []
-            found.append(pytest.param(page, code, id=f"{page.relative_to(PAGES)}:{number}", marks=marks))
+            name = f"{page.relative_to(PAGES)}:{number}"
+            found.append(pytest.param(page, textwrap.dedent(code), id=name, marks=marks))
     return found
 
 

@@ -73,7 +73,7 @@ class CyClipLoss(Loss):
 
     def counts_of(self, tables: Sequence[Pairs]) -> list[tuple[Tensor, Tensor]] | None:
         known = self.loss.counts_of(tables)
-        rows = torch.tensor(len(tables[0].anchors), device=tables[0].anchors.device)
+        rows = torch.full((), len(tables[0].anchors), device=tables[0].anchors.device)
         return None if known is None else [*known, (rows, rows)]
 
     def consistency(self, tables: Sequence[Pairs]) -> Part:
@@ -87,7 +87,7 @@ class CyClipLoss(Loss):
         if self.cross_modal:
             apart = there.blocks[0].similarity - back.blocks[0].similarity
             total = total + self.cross_modal * apart.square().sum()
-        return self.part(total, torch.tensor(len(images), device=images.device), there)
+        return self.part(total, torch.full((), len(images), device=images.device), there)
 
     def extra_repr(self) -> str:
         return f"in_modal={self.in_modal}, cross_modal={self.cross_modal}"

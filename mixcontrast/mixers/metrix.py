@@ -62,6 +62,9 @@ class Metrix(Mixer):
         negative_negative: mix each two negatives as well; target 0. All of them are (C choose 2) an anchor: draw a
             number.
         num_mixtures: None for all mixtures of each kind; or how many of each kind are drawn per anchor, uniformly.
+        max_positives: where all mixtures are made, how many positives of an anchor are mixed; drawn, where it has more.
+            None: all, for which the most that an anchor has is counted. With `m` examples a class it is `m - 1`; told
+            so, a GPU's host need not wait once a step for the count, and the whole criterion compiles in one graph.
         shared_lambda: one lambda a batch (the authors' code) instead of one a mixture (the paper).
         interpolation: Linear(normalize=True) as in the paper, or Geodesic(), or Linear(normalize=False).
         detach: the parents get no gradient; the anchor does.
@@ -91,6 +94,7 @@ class Metrix(Mixer):
         anchor_negative: bool = False,
         negative_negative: bool = False,
         num_mixtures: int | None = None,
+        max_positives: int | None = None,
         shared_lambda: bool = False,
         interpolation: Interpolation = Linear(),
         detach: bool = False,
@@ -106,11 +110,16 @@ class Metrix(Mixer):
             )
         if num_mixtures is not None and num_mixtures < 1:
             raise ValueError(f"`num_mixtures` must be at least 1, or None for all. Got {num_mixtures}.")
+        if max_positives is not None and (max_positives < 1 or num_mixtures is not None):
+            raise ValueError(
+                "`max_positives` must be at least 1, and bounds the positives where all mixtures are made. "
+                f"Got max_positives={max_positives}, num_mixtures={num_mixtures}; leave one of them None."
+            )
         self.loss = loss
         self.weight, self.alpha = weight, alpha
         self.positive_negative, self.anchor_negative = positive_negative, anchor_negative
         self.negative_negative, self.num_mixtures = negative_negative, num_mixtures
-        self.shared_lambda = shared_lambda
+        self.max_positives, self.shared_lambda = max_positives, shared_lambda
         self.interpolation, self.detach = interpolation, detach
 
     @torch.no_grad()
@@ -139,8 +148,12 @@ class Metrix(Mixer):
     ) -> tuple[Parents, ...]:
         kinds = []
         if self.positive_negative:
-            most = max(int(positive.sum(dim=1).max()), 1)
-            left = positive.to(torch.int8).topk(most, dim=1).indices  # (A, P)
+            if self.max_positives is None:
+                most, order = max(int(positive.sum(dim=1).max()), 1), positive.to(torch.int8)
+            else:
+                most = min(self.max_positives, like.shape[1])
+                order = torch.where(positive, torch.rand(like.shape, device=like.device, generator=generator), -1.0)
+            left = order.topk(most, dim=1).indices  # (A, P)
             if itself is not None:  # rows with fewer hold others too, which the tile may not have
                 left = torch.where(positive.gather(1, left), left, itself)
             keep = positive.gather(1, left)[:, :, None] & negative[:, None, :]  # (A, P, C)

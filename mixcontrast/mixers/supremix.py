@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from mixcontrast.checks import reads_values
 from mixcontrast.losses.base import Loss
 from mixcontrast.mixers.base import (
     Mixer,
@@ -153,7 +154,9 @@ class SupReMix(Mixer):
         mine = mine.contiguous()
         first_below, num_below, first_above, num_above = self._ranges(mine, rising)
         total = (num_below * num_above)[:, None]  # (A, 1)
-        most = max(min(int(total.max()), self.max_positive_mixes), 1)
+        half = (len(theirs) - 1) // 2  # below and above are at most all the others
+        most = int(total.max()) if reads_values(total) else half * (len(theirs) - 1 - half)
+        most = max(min(most, self.max_positive_mixes), 1)
         place = torch.arange(most, device=mine.device)  # (M,)
         spread = torch.rand(len(mine), most, dtype=torch.float64, device=mine.device, generator=generator)
         spread = ((place + spread) / most * total).long().clamp(max=total - 1)  # one from each of M equal shares
@@ -192,7 +195,7 @@ class SupReMix(Mixer):
         block = only_real_block("SupReMix", pairs)
         table = source(pairs, block, self.detach)
         apart = self._apart(pairs).to(table.dtype)  # (A, C)
-        used = torch.as_tensor(block.weight > 0).expand_as(table)
+        used = torch.as_tensor(block.weight > 0, device=table.device).expand_as(table)
         mixed = []
         if draw.lam is not None:
             cosine = (block.similarity.detach() if self.detach else block.similarity) if self._reads_cosine else None

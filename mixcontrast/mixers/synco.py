@@ -251,7 +251,7 @@ class SynCo(Mixer):
     def _count_step(self) -> bool:
         """Counts a step of training; whether it is one of the warm-up."""
         warming_up = self.step < self.warmup_steps
-        if self.training:
+        if self.training and (warming_up or not torch.compiler.is_compiling()):  # a graph is compiled for each count
             self.step += 1
         return warming_up
 
