@@ -276,6 +276,7 @@ def _cast(circle: Circle, positives: tuple[float, ...], negatives: tuple[float, 
 
 COSTS = {  # the largest sizes of eval/bench_mixers.md
     "MoCHi, InfoNCE, queue 65,536": "MoCHi (1024, 1024, 128) on InfoNCE, B 256, D 128, queue 65536",
+    "SynCo, InfoNCE, queue 65,536": "SynCo (1024; 256, 256, 256, 64, 64, 64) on InfoNCE, B 256, D 128, queue 65536",
     "Metrix, multi-similarity, batch 256": "Metrix on MultiSimilarityLoss, all positive x negative, 4 a class, D 512, batch 256",  # noqa: E501
     "SupReMix, SupCon, 512 views": "SupReMix on SupConLoss, D 128, views 512",
     "m2-Mix, CLIP, batch 1,024": "m2-Mix on ClipLoss, D 512, batch 1024",
