@@ -10,6 +10,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 
+from mixcontrast.cells import pairs_that_match
 from mixcontrast.data.pair_data import PairData
 from mixcontrast.distributed import Gathered
 from mixcontrast.files import write_whole
@@ -17,8 +18,8 @@ from mixcontrast.losses import ClipLoss, Loss, SigLipLoss
 from mixcontrast.mixers import Mixer
 from mixcontrast.mixers.base import innermost
 from mixcontrast.models.towers import Towers
-from mixcontrast.pairs import pairs_that_match, unit
 from mixcontrast.retrieval import Evaluation
+from mixcontrast.similarity import unit
 from mixcontrast.training.fitting import FitModule, at_a_log_step
 from mixcontrast.training.optimization import OptimizerCallable, adamw, optimizer_of, with_schedule
 from mixcontrast.training.pair_retrieval import PairRetrievalCallback, judge_pairs
