@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
-from mixcontrast.fit_errors import parse
+from mixcontrast.fit_errors import instantiate, parse
 from mixcontrast.training.callbacks import Bar, RetrievalCallback
 from mixcontrast.training.fitting import FitModule
 from mixcontrast.training.measures import Measures
@@ -111,7 +111,7 @@ def fit_command(arguments: list[str]) -> None:
     with warnings.catch_warnings():
         quieten()
         lightning.seed_everything(config.seed, verbose=False)
-        ready = parser.instantiate(config)
+        ready = instantiate(parser, config)
         _fit(folder, ready, console)
 
 

@@ -45,6 +45,22 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
         raise BadConfig(one_line(str(error), [action.dest for action in parser._actions])) from None
 
 
+def instantiate(parser: ArgumentParser, config: Namespace) -> Namespace:
+    """What a config says, made.
+
+    Raises:
+        ValueError: what a class of it says of its arguments, without the config that jsonargparse puts around it.
+        TypeError: likewise.
+    """
+    try:
+        return parser.instantiate(config)
+    except (ValueError, TypeError) as error:
+        cause = error.__cause__
+        if "Union subtypes" in str(error) and isinstance(cause, ValueError | TypeError):
+            raise cause from None
+        raise
+
+
 def one_line(text: str, top: list[str]) -> str:
     """jsonargparse's message as a line.
 
