@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,9 @@ def explained_batches(
     found: list[Explanation] = []
 
     def look(criterion: torch.nn.Module, inputs: tuple[Any, ...], labels: torch.Tensor) -> None:
+        if labels.device.type != "cpu":  # what is explained is drawn and counted there
+            criterion, labels = copy.deepcopy(criterion).cpu(), labels.cpu()
+            inputs = tuple(part.cpu() if isinstance(part, torch.Tensor) else _on_cpu(part) for part in inputs)
         inputs = tuple(part.detach() if isinstance(part, torch.Tensor) else part for part in inputs)
         classes = labels if labels.ndim == 1 and not labels.is_floating_point() else None
         found.append(explain(criterion, *inputs, classes=classes))
@@ -129,6 +133,10 @@ def explained_batches(
             f"A run must have a batch behind {after} steps. Got {len(found)} of {batches}; take fewer, by --after."
         )
     return found
+
+
+def _on_cpu(part: Any) -> Any:
+    return copy.deepcopy(part).cpu() if isinstance(part, torch.nn.Module) else part
 
 
 def show(found: Explanation, anchors: list[int], names: list[str] | None, shown: int, console: Console) -> None:
