@@ -14,7 +14,7 @@ from rich.table import Table
 from mixcontrast.explanation import Explanation, explain
 from mixcontrast.explanation.sphere import most_moved
 from mixcontrast.fit_command import fit_parser
-from mixcontrast.fit_errors import parse
+from mixcontrast.fit_errors import build, parse
 from mixcontrast.mixers import DeepMetrix, Mixer
 from mixcontrast.report.explained import kinds_table, mixtures_table, write_csv, write_picture
 from mixcontrast.training.one_batch import look_at_batches
@@ -45,7 +45,7 @@ def explain_command(arguments: list[str]) -> None:
         recipe = config.config[-1] if config.config else "recipe"
         config.out = Path("runs") / f"{Path(str(recipe)).stem}-explained"
     lightning.seed_everything(config.seed, verbose=False)
-    ready = parser.instantiate(config)
+    ready = build(parser, config)
     module, data = ready.model, ready.data
     if not isinstance(module.criterion, Mixer | DeepMetrix):
         name = "none" if module.criterion is None else type(module.criterion).__name__

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
-from mixcontrast.fit_errors import parse
+from mixcontrast.fit_errors import build, parse
 from mixcontrast.training.callbacks import Bar, RetrievalCallback
 from mixcontrast.training.fitting import FitModule
 from mixcontrast.training.measures import Measures
@@ -118,7 +118,7 @@ def fit(arguments: list[str], *, callbacks: Sequence[lightning.Callback] = (), j
     with warnings.catch_warnings():
         quieten()
         lightning.seed_everything(config.seed, verbose=False)
-        ready = parser.instantiate(config)
+        ready = build(parser, config)
         _fit(folder, ready, console, callbacks, judged)
     return folder
 

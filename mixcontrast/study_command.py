@@ -9,13 +9,13 @@ from typing import Any
 
 import lightning
 import torch
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from rich.console import Console
 
 from mixcontrast.environment import environment
 from mixcontrast.files import write_json, write_whole
 from mixcontrast.fit_command import fit_parser
-from mixcontrast.fit_errors import parse
+from mixcontrast.fit_errors import build, parse
 from mixcontrast.report.study_page import answer_markdown, write_page
 from mixcontrast.retrieval.results import SMALLER_IS_BETTER
 from mixcontrast.study.answer import answer_of
@@ -110,7 +110,7 @@ def plan_of(config: Any) -> Plan:
     Raises:
         ValueError: in one line, what the user can mend.
     """
-    recipe = config.recipe
+    recipe = _mappings(config.recipe)
     kind = kind_of(recipe)
     with tempfile.TemporaryDirectory() as temporary:
         file = write_recipe(Path(temporary) / "recipe.yaml", stand_in(recipe, kind))
@@ -119,7 +119,7 @@ def plan_of(config: Any) -> Plan:
     with warnings.catch_warnings():
         quieten()
         lightning.seed_everything(0, verbose=False)
-        ready = parser.instantiate(parsed)
+        ready = build(parser, parsed)
     module, data = ready.model, ready.data
     for part, loader, key in (
         ("validation", data.val_dataloader(), "validation_share"), ("test", data.test_dataloader(), "test_share")
@@ -130,7 +130,7 @@ def plan_of(config: Any) -> Plan:
             )
     monitor, mode = module.monitor(data)
     sizes = _sizes(module, data, config.queue_size)
-    criteria = config.criteria
+    criteria = _mappings(config.criteria)
     if isinstance(criteria, str):
         if criteria != "auto":
             raise ValueError(f"`criteria` must be a list, or auto. Got {criteria}.")
@@ -141,6 +141,15 @@ def plan_of(config: Any) -> Plan:
     if better != mode:
         raise ValueError(f"`metric` must be better as what is tuned for is, {monitor}. Got {metric}.")
     return Plan(arms, metric, monitor, mode, config.reduction_factor)
+
+
+def _mappings(value: Any) -> Any:
+    """Plain mappings and lists: jsonargparse makes namespaces of what looks like a class."""
+    if isinstance(value, Namespace):
+        value = vars(value)
+    if isinstance(value, dict):
+        return {name: _mappings(part) for name, part in value.items()}
+    return [_mappings(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def _sizes(module: lightning.LightningModule, data: lightning.LightningDataModule, queue_size: int) -> Sizes:

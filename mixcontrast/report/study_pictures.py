@@ -14,10 +14,10 @@ from mixcontrast.report.figures import Palette, for_page_and_paper
 from mixcontrast.study.reasons import EDGES
 
 
-def pictures_of(answer: dict[str, Any], folder: Path) -> dict[str, str]:
+def pictures_of(answer: dict[str, Any], folder: Path) -> dict[str, str | None]:
     """Writes `differences`, `values`, `hardness`, `tuning` and `curves` as PNG and SVG, and returns them for a page.
 
-    What there is nothing to show of is left out.
+    What there is nothing to show of is None.
     """
     metric, baseline = answer["question"]["metric"], answer["question"]["baseline"]
     draws: dict[str, tuple[Callable[[dict[str, Any], Palette], Figure | None], str]] = {
@@ -27,15 +27,13 @@ def pictures_of(answer: dict[str, Any], folder: Path) -> dict[str, str]:
         "tuning": (tuning, "What each point of the grids reached on the validation part"),
         "curves": (curves, "The validation part while training"),
     }
-    found = {}
+    found: dict[str, str | None] = {}
     for name, (draw, label) in draws.items():
 
         def with_palette(palette: Palette, draw=draw) -> Figure | None:
             return draw(answer, palette)
 
-        picture = for_page_and_paper(with_palette, folder / name, label)
-        if picture is not None:
-            found[name] = picture
+        found[name] = for_page_and_paper(with_palette, folder / name, label)
     return found
 
 

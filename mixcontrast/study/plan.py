@@ -118,24 +118,33 @@ class Plan:
         plain = yaml.safe_load((folder / "study.yaml").read_text(encoding="utf-8"))
         arms = tuple(
             Arm(
-                arm["name"], arm["recipe"],
-                tuple(Knob(knob["name"], knob["key"], tuple(knob["values"])) for knob in arm["knobs"]),
+                name, arm["recipe"],
+                tuple(Knob(knob, of["key"], tuple(of["values"])) for knob, of in arm["tuned"].items()),
                 tuple(arm["against"]),
             )
-            for arm in plain.pop("arms")
+            for name, arm in plain.pop("criteria").items()
         )  # fmt: skip
         return cls(arms=arms, **plain)
 
 
 def _plain(plan: Plan) -> dict[str, Any]:
-    """As YAML has it: lists for tuples."""
+    """As YAML has it: mappings by name, and lists for tuples."""
 
     def lists(value: Any) -> Any:
         if isinstance(value, dict):
             return {name: lists(part) for name, part in value.items()}
         return [lists(part) for part in value] if isinstance(value, list | tuple) else value
 
-    return lists(asdict(plan))
+    plain = asdict(plan)
+    plain["criteria"] = {
+        arm["name"]: {
+            "against": arm["against"],
+            "tuned": {knob["name"]: {"key": knob["key"], "values": knob["values"]} for knob in arm["knobs"]},
+            "recipe": arm["recipe"],
+        }
+        for arm in plain.pop("arms")
+    }
+    return lists(plain)
 
 
 def put(recipe: dict[str, Any], key: str, value: Any) -> None:

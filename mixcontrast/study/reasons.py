@@ -17,7 +17,7 @@ from mixcontrast.analysis import alignment, rank_correlation, uniformity, utiliz
 from mixcontrast.explain_command import explained_batch, load_weights
 from mixcontrast.explanation import Explanation
 from mixcontrast.fit_command import fit_parser
-from mixcontrast.fit_errors import parse
+from mixcontrast.fit_errors import build, parse
 from mixcontrast.training.callbacks import embed_loader
 from mixcontrast.training.measures import TRAINING_ROWS
 
@@ -42,7 +42,7 @@ def reasons_of(recipe: Path, run: Path, seed: int) -> dict[str, Any]:
     parser = fit_parser()
     config = parse(parser, ["--config", str(recipe), "--seed", str(seed), "--trainer.enable_progress_bar=false"])
     lightning.seed_everything(seed, verbose=False)
-    ready = parser.instantiate(config)
+    ready = build(parser, config)
     module, data = ready.model, ready.data
     checkpoint = run / "best.ckpt"
     load_weights(module, checkpoint if checkpoint.exists() else run / "last.ckpt")

@@ -79,6 +79,7 @@ def open_study(plan: Plan, arm: Arm, folder: Path) -> optuna.Study:
     """The trials of an arm, in the journal that all arms share."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     look = arm.recipe.get("judge_every", 1)
+    folder.mkdir(parents=True, exist_ok=True)
     return optuna.create_study(
         storage=JournalStorage(JournalFileBackend(str(folder / "trials.log"))),
         study_name=arm.name,
