@@ -1,9 +1,9 @@
-# `make demo` and `make test` need python 3.10 or newer with venv, and a package index; nothing else.
+# `make demo`, `make test` and `make docs` need python 3.10 or newer with venv, and a package index; nothing else.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench clean
+.PHONY: demo test bench docs clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -21,5 +21,8 @@ bench: $(VENV)/.installed
 	$(BIN)/python eval/bench_mixers.py
 	$(BIN)/python eval/bench_retrieval.py
 
+docs: $(VENV)/.installed
+	$(BIN)/python docs/build.py
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf site $(VENV) build dist *.egg-info

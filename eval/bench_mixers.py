@@ -2,6 +2,7 @@
 
     python eval/bench_mixers.py                 # all, writes eval/bench_mixers.md
     python eval/bench_mixers.py metrix mochi    # some, prints only
+    python eval/bench_mixers.py mochi --write   # some, and their rows in eval/bench_mixers.md
 
 Every contestant of a row runs in one process, in turn, so that a machine whose speed drifts drifts for all; a figure
 is the median over the turns and a ratio the median of the ratios turn by turn. Drawing is included. "On embeddings"
@@ -172,6 +173,8 @@ def supremix(views: int) -> dict[str, Step]:
 
 
 def mochi(size: int) -> dict[str, Step]:
+    from lightly.loss import NTXentLoss
+
     query, key = torch.randn(256, 128), torch.randn(256, 128)
 
     def queue() -> mc.KeyQueue:
@@ -181,10 +184,12 @@ def mochi(size: int) -> dict[str, Step]:
 
     loss = mc.InfoNCE(temperature=0.2, queue=queue())
     mixer = mc.MoCHi(mc.InfoNCE(temperature=0.2), queue=queue())
+    theirs = NTXentLoss(temperature=0.2, memory_bank_size=(size, 128))
     return {
         "loss alone": step_of(loss, query, key),
         "mixed": step_of(mixer, query, key),
         "on embeddings": step_of(lambda *x: mochi_on_embeddings(mixer, *x), query, key),
+        "lightly, loss alone": step_of(lambda *x: theirs(x[0], x[1].detach()), query, key),
     }
 
 
@@ -274,12 +279,13 @@ def peak_of(name: str, size: int, contestant: str) -> int:
     step()
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the kernel's peak starts anew
-    before = _status("VmRSS")
+    before = resident_size("VmRSS")
     step()
-    return _status("VmHWM") - before
+    return resident_size("VmHWM") - before
 
 
-def _status(field: str) -> int:
+def resident_size(field: str) -> int:
+    """Bytes, of a field of the process's status."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
@@ -310,7 +316,8 @@ def machine() -> str:
     )
 
 
-def table(names: list[str]) -> str:
+def rows_of(names: list[str]) -> list[list[str]]:
+    """A row a contestant of these cases."""
     rows = []
     for name in names:
         title, _, sizes = CASES[name]
@@ -325,8 +332,27 @@ def table(names: list[str]) -> str:
                     [f"{title} {size}", contestant, f"{statistics.median(times) * 1e3:.1f}", f"{ratio:.2f}",
                      f"{peak / 2**20:.1f}"]
                 )  # fmt: skip
+    return rows
+
+
+def table(rows: list[list[str]]) -> str:
     headers = ["what", "contestant", "ms a step", "times the loss alone", "peak MB"]
     return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
+
+
+def renewed(page: str, rows: list[list[str]]) -> list[list[str]]:
+    """The rows of a page, those of the same cases replaced."""
+    lines = [line for line in page.splitlines() if line.startswith("|")][2:]
+    old = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    cases = {what: [row for row in rows if row[0] == what] for what, *_ in rows}
+    found = []
+    for row in old:
+        if row[0] not in cases:
+            found.append(row)
+            continue
+        found += cases[row[0]]  # all of a case stand where its first row stood
+        cases[row[0]] = []
+    return found
 
 
 def main(arguments: list[str]) -> None:
@@ -335,13 +361,17 @@ def main(arguments: list[str]) -> None:
     elif arguments[:1] == ["--peak"]:
         print(peak_of(arguments[1], int(arguments[2]), arguments[3]))
     else:
-        written = table(arguments or list(CASES))
-        print(written)
-        if not arguments:
-            page = Path(__file__).with_suffix(".md")
+        write = not arguments or "--write" in arguments
+        page = Path(__file__).with_suffix(".md")
+        names = [name for name in arguments if name != "--write"]
+        rows = rows_of(names or list(CASES))
+        print(table(rows))
+        if write:
+            if names:
+                rows = renewed(page.read_text(), rows)
             text = (
                 "# What mixing costs\n\nMade by `python eval/bench_mixers.py`: forward and backward, drawing included; "
-                f"median of 11 turns, ratios turn by turn.\n\n{machine()}\n\n{written}\n"
+                f"median of 11 turns, ratios turn by turn.\n\n{machine()}\n\n{table(rows)}\n"
             )
             page.with_suffix(".tmp").write_text(text)
             page.with_suffix(".tmp").replace(page)

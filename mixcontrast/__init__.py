@@ -1,5 +1,6 @@
 """Hard examples for contrastive and metric learning, mixed without building an embedding."""
 
+from mixcontrast.caching import cached_backward
 from mixcontrast.distributed import Gathered
 from mixcontrast.losses import (
     BinomialDevianceLoss,
@@ -23,6 +24,7 @@ from mixcontrast.mixers import DeepMetrix, GeodesicMixup, Metrix, Mixer, MixTerm
 from mixcontrast.mixing import Geodesic, Linear
 from mixcontrast.pairs import Block, Pairs
 from mixcontrast.queue import KeyQueue
+from mixcontrast.tiling import Tiled
 
 __version__ = "0.1.0"
 
@@ -56,5 +58,7 @@ __all__ = [
     "SupConLoss",
     "SupReMix",
     "SynCo",
+    "Tiled",
     "TripletLoss",
+    "cached_backward",
 ]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mixcontrast.pairs import similarity_table
+from mixcontrast.similarity import similarity_table
 
 _LEAST_SQUARED_LENGTH = 1e-4  # of a linear mixture before it is divided by its length: opposite parents cancel
 _LEAST_COSINE = -0.999  # parents further apart than 177.4 degrees have no well-defined geodesic
@@ -114,8 +114,8 @@ def sample_beta(
         if alpha == 1.0:
             return u
         return 0.5 - torch.sin(torch.asin(1 - 2 * u) / 3)  # solves 3x^2 - 2x^3 = u
-    concentration = torch.tensor([alpha, beta], dtype=torch.float64, device=like.device)
-    concentration = concentration.view(2, *[1] * len(shape)).expand(2, *shape).contiguous()
+    wide = dict(dtype=torch.float64, device=like.device)
+    concentration = torch.stack([torch.full(shape, alpha, **wide), torch.full(shape, beta, **wide)])
     gamma = torch._standard_gamma(concentration, generator=generator)
     gamma = gamma.clamp(min=torch.finfo(torch.float64).tiny)
     return (gamma[0] / gamma.sum(0)).to(like.dtype)

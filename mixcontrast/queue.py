@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mixcontrast.pairs import Block, Pairs, check_embeddings, check_labels, similarity_table, unit
+from mixcontrast.cells import Match
+from mixcontrast.checks import check_embeddings, check_labels
+from mixcontrast.pairs import Pairs
+from mixcontrast.plans import Columns, Plan
+from mixcontrast.similarity import unit
 
 
 class KeyQueue(nn.Module):
@@ -14,6 +18,10 @@ class KeyQueue(nn.Module):
     Keys, labels, pointer and fill are all in the state dict, so a resumed run goes on with the queue it had. Only
     filled places are read. A batch need not divide the size: what passes the end is written from the start on; of a
     batch larger than the queue the last `size` keys stay.
+
+    To compile a step that enqueues, set `torch._dynamo.config.allow_unspec_int_on_nn_module = True`: pointer and fill
+    are then numbers of the graph, where otherwise each of their values is a graph of its own. A CUDA graph keeps the
+    pointer it was captured with: capture in evaluation mode, with a full queue, and `enqueue` between replays.
 
     Args:
         size: how many keys it holds (K); MoCo's 65536, or 16384.
@@ -108,7 +116,11 @@ class KeyQueue(nn.Module):
         self._fill = min(self._fill + len(keys), self.size)
 
     def pairs(self, query: Tensor, key: Tensor, labels: Tensor | None = None, *, enqueue: bool) -> Pairs:
-        """The table of queries against their keys and the queue as it stands; the keys join it afterwards.
+        """The table of queries against their keys and the queue as it stands; the keys join it afterwards."""
+        return Pairs.of(self.plan(query, key, labels, enqueue=enqueue))
+
+    def plan(self, query: Tensor, key: Tensor, labels: Tensor | None = None, *, enqueue: bool) -> Plan:
+        """The plan of the table of queries against their keys and the queue as it stands; the keys join it afterwards.
 
         They are written when the queue is next read or saved, not now: the backward pass of this table reads the keys
         of this step, and a copy of them would cost as much as the loss. Where that pass has not run by then (a
@@ -129,13 +141,14 @@ class KeyQueue(nn.Module):
         keys, queue_labels = self.keys, self.labels
         if enqueue and torch.compiler.is_compiling():
             keys = keys.clone()  # a compiled graph has no backward pass to wait for
-        table = Pairs.from_queue(query, key, keys, labels=labels, queue_labels=queue_labels)
-        self._await_backward(table.blocks[0].similarity)
+        plan = Plan.from_queue(
+            query, key, keys, labels=labels, queue_labels=queue_labels, watch=self._await_backward
+        )
         if enqueue:
             self._waiting = (key.detach().clone(), None if labels is None else labels.clone())
-        return table
+        return plan
 
-    def negatives(self, anchors: Tensor, labels: Tensor | None = None) -> Block:
+    def negatives(self, anchors: Tensor, labels: Tensor | None = None) -> Columns:
         """The keys held, as columns of a table of which the anchors' positives are elsewhere.
 
         Args:
@@ -143,17 +156,15 @@ class KeyQueue(nn.Module):
             labels: (A,) integers, where the queue keeps labels: keys of the anchor's own label are left out.
 
         Returns:
-            A block of target 0; of no columns while the queue is empty.
+            Columns of target 0; none while the queue is empty.
         """
         self._check_width("anchors", anchors)
         self._check_labels(labels, anchors)
         keys = self.keys.to(anchors.dtype)
         if torch.compiler.is_compiling():
             keys = keys.clone()  # a compiled graph has no backward pass to wait for
-        weight = 1.0 if labels is None else labels[:, None] != self.labels[None, :]
-        similarity = similarity_table(anchors, keys)
-        self._await_backward(similarity)
-        return Block(similarity, 0.0, weight, keys)
+        weight = 1.0 if labels is None else Match(labels, self.labels, equal=False)
+        return Columns(keys, 0.0, weight, watch=self._await_backward)
 
     @torch.no_grad()
     def enqueue_after(self, keys: Tensor, labels: Tensor | None = None) -> None:
@@ -192,6 +203,11 @@ class KeyQueue(nn.Module):
             raise ValueError(
                 f"`{name}` must be as wide as the queue. Got {name} {tuple(embeddings.shape)}, queue "
                 f"({self.size}, {self.dim}); make the queue with KeyQueue({self.size}, {embeddings.shape[1]})."
+            )
+        if embeddings.device != self.key_buffer.device:
+            raise ValueError(
+                f"`{name}` must be on the device of the queue. Got {name} on {embeddings.device}, the queue on "
+                f"{self.key_buffer.device}; move the criterion: criterion.to({str(embeddings.device)!r})."
             )
 
     def _check_labels(self, labels: Tensor | None, embeddings: Tensor) -> None:

@@ -12,23 +12,29 @@ import pytest
 import mixcontrast
 
 ROOT = Path(mixcontrast.__file__).parent
-CORE = {"pairs", "mixing", "queue", "losses", "mixers", "distributed", "tiling", "adapters"}
+LOW = {"similarity", "checks", "cells", "plans"}  # what a table is made of
+CORE = LOW | {"pairs", "mixing", "queue", "losses", "mixers", "tiling", "caching", "distributed", "adapters"}
 APPLICATION = {
     "data", "judge", "models", "training", "report", "files", "demo", "embedding_command", "evaluation_commands",
     "evaluation_inputs", "ensemble_command", "judge_command", "cli", "environment", "fit_command", "fit_errors",
     "wording", "explanation", "explain_command", "study", "study_command",
 }  # fmt: skip
 MAY_IMPORT = {
-    "pairs": set(),
-    "mixing": {"pairs"},
-    "queue": {"pairs"},
-    "losses": {"pairs", "queue"},
-    "mixers": {"pairs", "queue", "mixing", "losses"},
-    "distributed": {"pairs", "queue", "mixing", "losses", "mixers"},
-    "tiling": {"pairs", "queue", "mixing", "losses", "mixers", "distributed"},
-    "adapters": {"pairs", "queue", "mixing", "losses", "mixers", "distributed", "tiling", "retrieval"},
+    "similarity": set(),
+    "checks": {"similarity"},
+    "cells": {"checks"},
+    "plans": {"similarity", "checks", "cells"},
+    "pairs": LOW,
+    "mixing": LOW | {"pairs"},
+    "queue": LOW | {"pairs"},
+    "losses": LOW | {"pairs", "queue"},
+    "mixers": LOW | {"pairs", "queue", "mixing", "losses"},
+    "tiling": LOW | {"pairs", "queue", "mixing", "losses", "mixers"},
+    "caching": set(),
+    "distributed": LOW | {"pairs", "queue", "mixing", "losses", "mixers", "tiling"},
+    "adapters": CORE | {"retrieval"},
     "retrieval": set(),
-    "analysis": {"pairs"},
+    "analysis": LOW | {"pairs"},
     "__init__": CORE,
 }
 for _part in APPLICATION:  # on top of all, among themselves free

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from mixcontrast import Block, MultiSimilarityLoss, Pairs, SupConLoss
+from mixcontrast import Block, KeyQueue, MultiSimilarityLoss, Pairs, ProxyNCALoss, SupConLoss
 
 A, D = 6, 4
 LABELS = torch.tensor([0, 0, 1, 1, 1, 2])
@@ -358,8 +358,33 @@ def test_bad_input_is_refused_in_one_line(call, error, line):
 
 
 def test_values_are_not_read_where_that_costs_a_sync(monkeypatch):
-    monkeypatch.setattr("mixcontrast.pairs.reads_values", lambda tensor: False)
+    for module in ("checks", "cells", "plans"):
+        monkeypatch.setattr(f"mixcontrast.{module}.reads_values", lambda tensor: False)
     assert Pairs.from_labels(nan, torch.arange(6)).shape == (6, 6)
     assert Pairs.from_proxies(zero, LABELS + 9, e6).shape == (6, 6)
     with pytest.raises(ValueError, match="must have the same length"):  # shapes are looked at everywhere
         Pairs.from_labels(e6, LABELS[:5])
+
+
+# ---- devices
+
+
+PLACES = {
+    "labels": lambda x, meta: Pairs.from_labels(x, LABELS.to(meta)),
+    "target": lambda x, meta: Pairs.from_targets(x, torch.ones(A, A, device=meta)),
+    "weight": lambda x, meta: Pairs.from_targets(x, torch.ones(A, A), torch.ones(A, A, device=meta)),
+    "view2": lambda x, meta: Pairs.from_views(x, x.to(meta)),
+    "key": lambda x, meta: Pairs.from_queue(x, x.to(meta), x),
+    "text_features": lambda x, meta: Pairs.from_towers(x, x.to(meta)),
+    "labels of pairs": lambda x, meta: Pairs.from_towers(x, x, labels=LABELS.to(meta)),
+    "values": lambda x, meta: Pairs.from_values(x, torch.arange(6.0, device=meta)),
+    "proxies": lambda x, meta: ProxyNCALoss(3, D)(x.to(meta), LABELS.to(meta)),
+    "queue": lambda x, meta: KeyQueue(4, D).enqueue(x.to(meta)),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_tensors_on_two_devices_are_refused_in_one_line(name):
+    with pytest.raises(ValueError, match=r"must be on the (same )?device.* meta.*; (pass|move)") as raised:
+        PLACES[name](embed(), torch.device("meta"))
+    assert "\n" not in str(raised.value)

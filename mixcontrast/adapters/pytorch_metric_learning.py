@@ -24,6 +24,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from mixcontrast.checks import check_embeddings, reads_values
 from mixcontrast.losses.base import Loss
 from mixcontrast.losses.hard_negatives import HardNegativeLoss
 from mixcontrast.losses.pair_sums import (
@@ -38,7 +39,8 @@ from mixcontrast.losses.softmax import InfoNCE, RankNContrastLoss, SupConLoss
 from mixcontrast.losses.triplet import TripletLoss
 from mixcontrast.mixers.base import Mixer, innermost
 from mixcontrast.mixers.supremix import SupReMix
-from mixcontrast.pairs import Block, Pairs, check_embeddings, reads_values, similarity_table, unit
+from mixcontrast.pairs import Block, Pairs
+from mixcontrast.similarity import similarity_table, unit
 
 try:
     import pytorch_metric_learning.losses as pml

@@ -21,12 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mixcontrast.checks import check_embeddings
 from mixcontrast.losses.base import Loss
 from mixcontrast.losses.softmax import RankNContrastLoss
 from mixcontrast.mixers.base import Mixer, innermost
 from mixcontrast.mixers.supremix import SupReMix
-from mixcontrast.pairs import Block, Pairs, check_embeddings, similarity_table, unit
+from mixcontrast.pairs import Block, Pairs
 from mixcontrast.retrieval import RetrievalEvaluator
+from mixcontrast.similarity import similarity_table, unit
 
 try:
     from sentence_transformers import SentenceTransformer

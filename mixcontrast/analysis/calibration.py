@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mixcontrast.pairs import check_labels, reads_values, wide
+from mixcontrast.checks import check_labels, reads_values
+from mixcontrast.similarity import wide
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mixcontrast.pairs import Block, Pairs, check_labels
+from mixcontrast.checks import check_labels
+from mixcontrast.pairs import Block, Pairs
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from mixcontrast.analysis.blocks import check_same_width, square_blocks
-from mixcontrast.pairs import check_embeddings, unit
+from mixcontrast.checks import check_embeddings
+from mixcontrast.similarity import unit
 
 
 @torch.no_grad()

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from mixcontrast.analysis.blocks import row_blocks
-from mixcontrast.pairs import check_embeddings, check_values, unit
+from mixcontrast.checks import check_embeddings, check_values
+from mixcontrast.similarity import unit
 
 
 @torch.no_grad()

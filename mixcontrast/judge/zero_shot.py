@@ -12,8 +12,9 @@ from torch import Tensor
 
 from mixcontrast.analysis import Reliability, reliability_of
 from mixcontrast.analysis.calibration import bin_of
-from mixcontrast.pairs import check_embeddings, unit
+from mixcontrast.checks import check_embeddings
 from mixcontrast.retrieval import Evaluation, Interval, Preset, evaluate_pairs
+from mixcontrast.similarity import unit
 
 TOP = Preset((1, 5), {"hit": "top-{k}"}, {})
 BINS = 15

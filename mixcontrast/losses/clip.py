@@ -9,11 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixcontrast.losses.base import Loss, positive_number
+from mixcontrast.cells import Both, Diagonal, Match, Rule
+from mixcontrast.checks import reads_values
+from mixcontrast.losses.base import Batch, Loss, Part, positive_number
 from mixcontrast.losses.both_ways import ReverseMix, cross_entropy_both_ways
 from mixcontrast.losses.rowsums import negatives, positives, weighted_sum
 from mixcontrast.losses.softmax import cross_entropy_rows
-from mixcontrast.pairs import Block, Pairs, reads_values, similarity_table
+from mixcontrast.pairs import Pairs
+from mixcontrast.plans import Columns, Plan
 from mixcontrast.queue import KeyQueue
 
 
@@ -55,7 +58,7 @@ class ClipLoss(Loss):
         self.image_queue, self.text_queue = image_queue, text_queue
         self.same_modality, self.same_modality_temperature = same_modality, same_modality_temperature
 
-    def tables(
+    def plans(
         self,
         image_features: Tensor,
         text_features: Tensor,
@@ -63,18 +66,18 @@ class ClipLoss(Loss):
         logit_bias: Tensor | float | None = None,
         output_dict: bool = False,
         labels: Tensor | None = None,
-    ) -> tuple[Pairs, ...]:
-        tables = Pairs.from_towers(image_features, text_features, logit_scale, logit_bias, labels=labels)
-        return _with_more_columns(self, tables, labels)
+    ) -> tuple[Plan, ...]:
+        plans = Plan.from_towers(image_features, text_features, logit_scale, logit_bias, labels=labels)
+        return _with_more_columns(self, plans, labels)
 
     def rows(self, pairs: Pairs) -> Tensor:
         # a bias added to every logit of a row leaves its cross-entropy as it is
         scale = scale_of(pairs)
         return cross_entropy_rows(pairs.at_one_scale(scale), scale)
 
-    def reduce_tables(self, tables: Sequence[Pairs]) -> Tensor:
+    def parts_of(self, tables: Sequence[Pairs], batch: Batch) -> list[Part]:
         both = self.both_ways(tables)
-        return super().reduce_tables(tables) if both is None else both
+        return super().parts_of(tables, batch) if both is None else [Part(both, 1.0, 1.0)]
 
     def both_ways(self, tables: Sequence[Pairs], mixtures: Sequence[ReverseMix] = ()) -> Tensor | None:
         """The loss of one table read both ways, and of its mixtures with the reverse, in one pass.
@@ -88,9 +91,11 @@ class ClipLoss(Loss):
         """
         block = tables[0].blocks[0]
         similarity, target = block.similarity, block.target
-        if len(tables) != 2 or not reads_values(similarity) or isinstance(block.weight, Tensor):
+        if tables[0].tile is not None or len(tables) != 2 or not reads_values(similarity):
             return None
-        if any(len(table.blocks) != 1 for table in tables) or block.weight != 1:
+        if any(len(table.blocks) != 1 for table in tables) or isinstance(block.weight, Tensor):
+            return None
+        if block.weight != 1:
             return None
         if not tables[1].blocks[0].similarity.mT.is_set_to(similarity) or not isinstance(target, Tensor):
             return None
@@ -155,7 +160,7 @@ class SigLipLoss(Loss):
         self.image_queue, self.text_queue = image_queue, text_queue
         self.same_modality, self.same_modality_temperature = same_modality, same_modality_temperature
 
-    def tables(
+    def plans(
         self,
         image_features: Tensor,
         text_features: Tensor,
@@ -163,9 +168,9 @@ class SigLipLoss(Loss):
         logit_bias: Tensor | float | None = None,
         output_dict: bool = False,
         labels: Tensor | None = None,
-    ) -> tuple[Pairs, ...]:
-        tables = Pairs.from_towers(image_features, text_features, logit_scale, logit_bias, labels=labels)
-        return _with_more_columns(self, tables, labels)
+    ) -> tuple[Plan, ...]:
+        plans = Plan.from_towers(image_features, text_features, logit_scale, logit_bias, labels=labels)
+        return _with_more_columns(self, plans, labels)
 
     def rows(self, pairs: Pairs) -> Tensor:
         scale, bias = scale_of(pairs), 0.0 if pairs.logit_bias is None else pairs.logit_bias
@@ -174,8 +179,12 @@ class SigLipLoss(Loss):
         push, _ = weighted_sum(*negatives(pairs), lambda s: F.softplus(s * scale + bias))
         return pull + push
 
-    def reduce_tables(self, tables: Sequence[Pairs]) -> Tensor:
-        return super().reduce_tables(tables[:1] if _one_table(tables) else tables)
+    def parts_of(self, tables: Sequence[Pairs], batch: Batch) -> list[Part]:
+        return super().parts_of(tables[:1] if _one_table(tables) else tables, batch)
+
+    def read(self, plans: Sequence[Plan]) -> Sequence[Plan]:
+        there, back = plans
+        return plans[:1] if len(there.columns) == len(back.columns) == 1 else plans
 
     def in_place(self, *inputs: Tensor | float | None, labels: Tensor | None = None) -> tuple:
         return _in_place(inputs, labels)
@@ -232,8 +241,8 @@ def _check_columns(image_queue: KeyQueue | None, text_queue: KeyQueue | None, te
         )
 
 
-def _with_more_columns(loss: ClipLoss | SigLipLoss, tables: tuple[Pairs, Pairs], labels: Tensor | None):
-    """The tables of both directions with the columns of the queues and of the anchors' own tower."""
+def _with_more_columns(loss: ClipLoss | SigLipLoss, plans: tuple[Plan, Plan], labels: Tensor | None):
+    """The plans of both directions with the columns of the queues and of the anchors' own tower."""
     queues = {"image": loss.image_queue, "text": loss.text_queue}
     for queue in queues.values():
         if queue is not None and queue.label_buffer is not None and labels is not None and labels.ndim != 1:
@@ -242,20 +251,21 @@ def _with_more_columns(loss: ClipLoss | SigLipLoss, tables: tuple[Pairs, Pairs],
                 "belong together, or make queues without labels."
             )
     made = []
-    for pairs, own, other in zip(tables, ("image", "text"), ("text", "image"), strict=True):
-        anchors, blocks = pairs.anchors, []
+    for plan, own, other in zip(plans, ("image", "text"), ("text", "image"), strict=True):
+        anchors, columns = plan.anchors, []
         if queues[other] is not None and queues[other].fill:
-            blocks.append(queues[other].negatives(anchors, _labels_for(queues[other], labels)))
+            columns.append(queues[other].negatives(anchors, _labels_for(queues[other], labels)))
         if loss.same_modality:
-            of_own = [Block(similarity_table(anchors, anchors), 0.0, _apart(pairs, labels), anchors)]
+            of_own = [Columns(anchors, 0.0, _apart(anchors, labels))]
             if queues[own] is not None and queues[own].fill:
                 of_own.append(queues[own].negatives(anchors, _labels_for(queues[own], labels)))
-            blocks += [replace(b, same_modality=True, temperature=loss.same_modality_temperature) for b in of_own]
-        made.append(pairs.append(*blocks))
+            columns += [replace(c, same_modality=True, temperature=loss.same_modality_temperature) for c in of_own]
+        made.append(plan.append(*columns))
+    made[1] = replace(made[1], back_of=made[0])
     if loss.training:
-        for name, pairs in zip(("image", "text"), tables, strict=True):
+        for name, plan in zip(("image", "text"), plans, strict=True):
             if queues[name] is not None:
-                queues[name].enqueue_after(pairs.anchors, _labels_for(queues[name], labels))
+                queues[name].enqueue_after(plan.anchors, _labels_for(queues[name], labels))
     return tuple(made)
 
 
@@ -264,18 +274,18 @@ def _labels_for(queue: KeyQueue, labels: Tensor | None) -> Tensor | None:
     return labels if queue.label_buffer is not None else None
 
 
-def _apart(pairs: Pairs, labels: Tensor | None) -> Tensor:
-    """(A, A) bool: which of the same tower are negatives: not itself, nor any that shares its image or caption."""
+def _apart(anchors: Tensor, labels: Tensor | None) -> Rule:
+    """Which of the same tower are negatives: not itself, nor any that shares its image or caption."""
     if labels is None:
-        return ~torch.eye(len(pairs.anchors), dtype=torch.bool, device=pairs.anchors.device)
+        return Diagonal(anchors, on=False)
     columns = [labels] if labels.ndim == 1 else list(labels.unbind(1))
-    apart = columns[0][:, None] != columns[0][None, :]
-    return apart & (columns[1][:, None] != columns[1][None, :]) if len(columns) == 2 else apart
+    apart = [Match(column, column, equal=False) for column in columns]
+    return apart[0] if len(apart) == 1 else Both(*apart)
 
 
 def _one_table(tables: Sequence[Pairs]) -> bool:
-    """Whether they are one table, read by rows and by columns."""
-    if len(tables) != 2 or any(len(table.blocks) != 1 for table in tables):
+    """Whether they are one whole table, read by rows and by columns."""
+    if len(tables) != 2 or tables[0].tile is not None or any(len(table.blocks) != 1 for table in tables):
         return False
     (there,), (back,) = (table.blocks for table in tables)
     return there.candidates is tables[1].anchors and back.candidates is tables[0].anchors

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from mixcontrast.losses.base import Loss
+from mixcontrast.losses.base import Batch, Loss, Part
 from mixcontrast.losses.clip import ClipLoss, SigLipLoss
 from mixcontrast.losses.hard_negatives import HardNegativeLoss
-from mixcontrast.pairs import Block, Pairs, similarity_table
+from mixcontrast.pairs import Pairs
+from mixcontrast.plans import Plan
+from mixcontrast.similarity import similarity_table
 
 
 class CyClipLoss(Loss):
@@ -52,8 +55,8 @@ class CyClipLoss(Loss):
             )
         self.loss, self.in_modal, self.cross_modal = loss, in_modal, cross_modal
 
-    def tables(self, *inputs: Tensor) -> tuple[Pairs, ...]:
-        return self.loss.tables(*inputs)
+    def plans(self, *inputs: Tensor) -> tuple[Plan, ...]:
+        return self.loss.plans(*inputs)
 
     def rows(self, pairs: Pairs) -> Tensor:
         """Those of the wrapped loss: consistency is a matter of the whole batch, not of a row."""
@@ -65,21 +68,26 @@ class CyClipLoss(Loss):
     def answer(self, loss: Tensor, *inputs: Tensor) -> Tensor | dict[str, Tensor]:
         return self.loss.answer(loss, *inputs)
 
-    def reduce_tables(self, tables: Sequence[Pairs]) -> Tensor:
-        return self.loss.reduce_tables(tables) + self.consistency(tables[0])
+    def parts_of(self, tables: Sequence[Pairs], batch: Batch) -> list[Part]:
+        return [*self.loss.parts_of(tables, batch), self.consistency(tables)]
 
-    def consistency(self, pairs: Pairs) -> Tensor:
-        """Both terms, of the table whose first block is the batch's images against its texts."""
-        block: Block = pairs.blocks[0]
-        images, texts = pairs.anchors, block.candidates
+    def counts_of(self, tables: Sequence[Pairs]) -> list[tuple[Tensor, Tensor]] | None:
+        known = self.loss.counts_of(tables)
+        rows = torch.full((), len(tables[0].anchors), device=tables[0].anchors.device)
+        return None if known is None else [*known, (rows, rows)]
+
+    def consistency(self, tables: Sequence[Pairs]) -> Part:
+        """Both terms, of the tables whose first blocks are the batch's images against its texts, and the reverse."""
+        there, back = tables
+        images, texts = there.anchors, back.anchors
         total = images.new_zeros(())
         if self.in_modal:
-            apart = similarity_table(images, images) - similarity_table(texts, texts)
-            total = total + self.in_modal * apart.square().sum() / len(images)
+            apart = similarity_table(images, there.every_anchor) - similarity_table(texts, back.every_anchor)
+            total = total + self.in_modal * apart.square().sum()
         if self.cross_modal:
-            apart = block.similarity - block.similarity.mT
-            total = total + self.cross_modal * apart.square().sum() / len(images)
-        return total
+            apart = there.blocks[0].similarity - back.blocks[0].similarity
+            total = total + self.cross_modal * apart.square().sum()
+        return self.part(total, torch.full((), len(images), device=images.device), there)
 
     def extra_repr(self) -> str:
         return f"in_modal={self.in_modal}, cross_modal={self.cross_modal}"

@@ -13,6 +13,7 @@ from mixcontrast.losses.clip import ClipLoss, scale_of
 from mixcontrast.losses.rowsums import log_sum_exp, mean_or_zero, negatives, positives, weighted_sum
 from mixcontrast.losses.softmax import InfoNCE, SupConLoss
 from mixcontrast.pairs import Pairs
+from mixcontrast.plans import Plan
 
 
 class HardNegativeLoss(Loss):
@@ -63,8 +64,8 @@ class HardNegativeLoss(Loss):
         self.loss, self.beta, self.tau_plus = loss, beta, tau_plus
         self.towers = loss.towers
 
-    def tables(self, *inputs: Tensor) -> tuple[Pairs, ...]:
-        return self.loss.tables(*inputs)
+    def plans(self, *inputs: Tensor) -> tuple[Plan, ...]:
+        return self.loss.plans(*inputs)
 
     def in_place(self, *inputs: Tensor, labels: Tensor | None = None) -> tuple[Tensor, ...]:
         return self.loss.in_place(*inputs, labels=labels)

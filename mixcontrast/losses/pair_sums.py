@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixcontrast.losses.base import Loss, positive_number
+from mixcontrast.cells import Cells
+from mixcontrast.losses.base import Loss, Part, positive_number
 from mixcontrast.losses.rowsums import (
     log_sum_exp,
     mean_or_zero,
@@ -21,7 +22,8 @@ from mixcontrast.losses.rowsums import (
     shares_of_mean,
     weighted_sum,
 )
-from mixcontrast.pairs import Cells, Pairs
+from mixcontrast.pairs import Pairs
+from mixcontrast.plans import Plan
 
 
 class ContrastiveLoss(Loss):
@@ -61,33 +63,52 @@ class ContrastiveLoss(Loss):
     ) -> None:
         super().__init__()
         self.euclidean, self.per_anchor, self.only_violated = euclidean, per_anchor, only_violated
+        self.counts_rows = per_anchor
         self.positive_margin = (0.0 if euclidean else 1.0) if positive_margin is None else positive_margin
         self.negative_margin = (1.0 if euclidean else 0.5) if negative_margin is None else negative_margin
 
-    def tables(self, embeddings: Tensor, labels: Tensor) -> tuple[Pairs]:
-        return (Pairs.from_labels(embeddings, labels),)
+    def plans(self, embeddings: Tensor, labels: Tensor) -> tuple[Plan]:
+        return (Plan.from_labels(embeddings, labels),)
 
     def kept(self, pairs: Pairs) -> Tensor:
         """The rows with a positive; over all pairs of the batch, also those with negatives alone."""
         return pairs.has_positive() if self.per_anchor else pairs.has_positive() | pairs.has_negative()
 
     def rows(self, pairs: Pairs) -> Tensor:
-        if self.euclidean:
-            pull = self._mean(pairs, *positives(pairs), lambda s: F.relu(unit_distance(s) - self.positive_margin))
-            push = self._mean(pairs, *negatives(pairs), lambda s: F.relu(self.negative_margin - unit_distance(s)))
-        else:
-            pull = self._mean(pairs, *positives(pairs), lambda s: F.relu(self.positive_margin - s))
-            push = self._mean(pairs, *negatives(pairs), lambda s: F.relu(s - self.negative_margin))
-        return pull + push
+        both = self._totals(pairs)
+        if self.per_anchor:
+            return sum(mean_or_zero(*totals) for totals in both)
+        kept = self.kept(pairs)
+        return sum(shares_of_mean(*totals, kept) for totals in both)
 
-    def _mean(
-        self, pairs: Pairs, similarities: list[Tensor], weights: list[Cells], of: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        """(A,) the mean of each row; or numbers whose mean over the kept rows is the mean over all pairs."""
+    def parts(self, pairs: Pairs) -> list[Part]:
+        if self.per_anchor:
+            return super().parts(pairs)
+        kept = self.kept(pairs)
+        number = kept.sum()
+        summed = [[torch.where(kept, rows, 0.0).sum() for rows in totals] for totals in self._totals(pairs)]
+        return [self.part(total, count, pairs, kept=number) for total, count in summed]
+
+    def counts(self, pairs: Pairs) -> list[tuple[Tensor, Tensor]] | None:
+        return super().counts(pairs) if self.per_anchor else None
+
+    def _totals(self, pairs: Pairs) -> list[tuple[Tensor, Tensor]]:
+        """(A,) sum and count of each row's positives, and of its negatives."""
+        if self.euclidean:
+            pull = self._total(*positives(pairs), lambda s: F.relu(unit_distance(s) - self.positive_margin))
+            push = self._total(*negatives(pairs), lambda s: F.relu(self.negative_margin - unit_distance(s)))
+        else:
+            pull = self._total(*positives(pairs), lambda s: F.relu(self.positive_margin - s))
+            push = self._total(*negatives(pairs), lambda s: F.relu(s - self.negative_margin))
+        return [pull, push]
+
+    def _total(
+        self, similarities: list[Tensor], weights: list[Cells], of: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
         total, count = weighted_sum(similarities, weights, of)
         if self.only_violated:
             count, _ = weighted_sum(similarities, weights, lambda s: (of(s) > 0).to(s.dtype))
-        return mean_or_zero(total, count) if self.per_anchor else shares_of_mean(total, count, self.kept(pairs))
+        return total, count
 
 
 class BinomialDevianceLoss(Loss):
@@ -111,8 +132,8 @@ class BinomialDevianceLoss(Loss):
         positive_number(beta=beta, gamma=gamma)
         self.beta, self.gamma, self.margin = beta, gamma, margin
 
-    def tables(self, embeddings: Tensor, labels: Tensor) -> tuple[Pairs]:
-        return (Pairs.from_labels(embeddings, labels),)
+    def plans(self, embeddings: Tensor, labels: Tensor) -> tuple[Plan]:
+        return (Plan.from_labels(embeddings, labels),)
 
     def rows(self, pairs: Pairs) -> Tensor:
         pull = weighted_sum(*positives(pairs), lambda s: F.softplus(-self.beta * (s - self.margin)))
@@ -142,8 +163,8 @@ class MultiSimilarityLoss(Loss):
         positive_number(alpha=alpha, beta=beta)
         self.alpha, self.beta, self.base = alpha, beta, base
 
-    def tables(self, embeddings: Tensor, labels: Tensor) -> tuple[Pairs]:
-        return (Pairs.from_labels(embeddings, labels),)
+    def plans(self, embeddings: Tensor, labels: Tensor) -> tuple[Plan]:
+        return (Plan.from_labels(embeddings, labels),)
 
     def rows(self, pairs: Pairs) -> Tensor:
         pull = F.softplus(log_sum_exp(*positives(pairs), -self.alpha) + self.alpha * self.base)
@@ -176,8 +197,8 @@ class LiftedStructureLoss(Loss):
         super().__init__()
         self.positive_margin, self.negative_margin, self.euclidean = positive_margin, negative_margin, euclidean
 
-    def tables(self, embeddings: Tensor, labels: Tensor) -> tuple[Pairs]:
-        return (Pairs.from_labels(embeddings, labels),)
+    def plans(self, embeddings: Tensor, labels: Tensor) -> tuple[Plan]:
+        return (Plan.from_labels(embeddings, labels),)
 
     def rows(self, pairs: Pairs) -> Tensor:
         (near, near_weight), (far, far_weight) = positives(pairs), negatives(pairs)
@@ -211,8 +232,8 @@ class NCALoss(Loss):
         positive_number(temperature=temperature)
         self.temperature, self.positives_in_denominator = temperature, positives_in_denominator
 
-    def tables(self, embeddings: Tensor, labels: Tensor) -> tuple[Pairs]:
-        return (Pairs.from_labels(embeddings, labels),)
+    def plans(self, embeddings: Tensor, labels: Tensor) -> tuple[Plan]:
+        return (Plan.from_labels(embeddings, labels),)
 
     def rows(self, pairs: Pairs) -> Tensor:
         return nca_rows(pairs, self.temperature, self.positives_in_denominator)

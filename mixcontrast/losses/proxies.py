@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixcontrast.losses.base import Loss, positive_number
+from mixcontrast.losses.base import Loss, Part, positive_number
 from mixcontrast.losses.pair_sums import nca_rows
 from mixcontrast.losses.rowsums import log_sum_exp, negatives, positives
 from mixcontrast.pairs import Pairs
+from mixcontrast.plans import Plan
 
 
 class ProxyNCALoss(Loss):
@@ -43,8 +44,8 @@ class ProxyNCALoss(Loss):
         self.temperature, self.positives_in_denominator = temperature, positives_in_denominator
         self.proxies = _proxies(num_classes, embedding_dim)
 
-    def tables(self, embeddings: Tensor, labels: Tensor) -> tuple[Pairs]:
-        return (Pairs.from_proxies(embeddings, labels, self.proxies),)
+    def plans(self, embeddings: Tensor, labels: Tensor) -> tuple[Plan]:
+        return (Plan.from_proxies(embeddings, labels, self.proxies),)
 
     def rows(self, pairs: Pairs) -> Tensor:
         return nca_rows(pairs, self.temperature, self.positives_in_denominator)
@@ -68,24 +69,41 @@ class ProxyAnchorLoss(Loss):
     Source: Kim et al., CVPR 2020, arXiv 2003.13911, equation 4; equal to pytorch-metric-learning's.
     """
 
+    counts_rows = False
+
     def __init__(self, num_classes: int, embedding_dim: int, *, alpha: float = 32.0, delta: float = 0.1) -> None:
         super().__init__()
         positive_number(num_classes=num_classes, embedding_dim=embedding_dim, alpha=alpha)
         self.alpha, self.delta = alpha, delta
         self.proxies = _proxies(num_classes, embedding_dim)
 
-    def tables(self, embeddings: Tensor, labels: Tensor) -> tuple[Pairs]:
-        return (Pairs.from_proxies(embeddings, labels, self.proxies).transpose(),)
+    def plans(self, embeddings: Tensor, labels: Tensor) -> tuple[Plan]:
+        return (Plan.from_proxies(embeddings, labels, self.proxies).transpose(),)
 
     def kept(self, pairs: Pairs) -> Tensor:
         """Every row: a proxy without examples still pushes."""
         return pairs.has_positive() | pairs.has_negative()
 
     def rows(self, pairs: Pairs) -> Tensor:
-        pull = F.softplus(log_sum_exp(*positives(pairs), -self.alpha) + self.alpha * self.delta)
-        push = F.softplus(log_sum_exp(*negatives(pairs), self.alpha) + self.alpha * self.delta)
+        pull, push = self._both(pairs)
         with_examples = pairs.has_positive().sum().clamp(min=1)
         return pull * (self.kept(pairs).sum() / with_examples) + push
+
+    def parts(self, pairs: Pairs) -> list[Part]:
+        kept = self.kept(pairs)
+        (examples, number), _ = self.counts(pairs)
+        pull, push = (torch.where(kept, rows, 0.0).sum() for rows in self._both(pairs))
+        return [self.part(pull, examples, pairs, kept=number), self.part(push, number, pairs)]
+
+    def counts(self, pairs: Pairs) -> list[tuple[Tensor, Tensor]]:
+        number = self.kept(pairs).sum()
+        return [(pairs.has_positive().sum(), number), (number, number)]
+
+    def _both(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """(A,) each: what positives and what negatives give."""
+        pull = F.softplus(log_sum_exp(*positives(pairs), -self.alpha) + self.alpha * self.delta)
+        push = F.softplus(log_sum_exp(*negatives(pairs), self.alpha) + self.alpha * self.delta)
+        return pull, push
 
 
 def _proxies(num_classes: int, embedding_dim: int) -> nn.Parameter:

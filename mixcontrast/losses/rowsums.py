@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mixcontrast.pairs import Cells
+from mixcontrast.cells import Cells
 
 _CHUNK = 1 << 18  # cells of a CPU's pass over a large block: one megabyte of float32 stays in its cache
 
@@ -48,8 +48,8 @@ def log_sum_exp_and_total(
         logits = [_logits(s, _log_weight(w, s), scale) for s, w in zip(similarities, weights, strict=True)]
         return _combine([_row_log_sum_exp(x) for x in logits]), *weighted_total(similarities, marks)
     if not isinstance(scale, Tensor):
-        scale = similarities[0].new_tensor(scale)
-    return _LogSumExp.apply(scale.to(similarities[0].dtype), weights, marks, *similarities)
+        scale = similarities[0].new_full((), scale)
+    return _LogSumExp.apply(scale.to(similarities[0]), weights, marks, *similarities)
 
 
 def _logits(similarity: Tensor, weight: Cells, scale: Tensor | float, out: Tensor | None = None) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixcontrast.losses.base import Loss, positive_number
+from mixcontrast.losses.base import Loss, Part, positive_number
 from mixcontrast.losses.rowsums import (
     log_sum_exp,
     log_sum_exp_and_total,
@@ -18,6 +18,7 @@ from mixcontrast.losses.rowsums import (
     weighted_total,
 )
 from mixcontrast.pairs import Pairs
+from mixcontrast.plans import Plan
 from mixcontrast.queue import KeyQueue
 
 
@@ -44,9 +45,9 @@ class InfoNCE(Loss):
         self.temperature = temperature
         self.queue = queue
 
-    def tables(self, query: Tensor, key: Tensor, labels: Tensor | None = None) -> tuple[Pairs]:
+    def plans(self, query: Tensor, key: Tensor, labels: Tensor | None = None) -> tuple[Plan]:
         if self.queue is not None:
-            return (self.queue.pairs(query, key, labels, enqueue=self.training),)
+            return (self.queue.plan(query, key, labels, enqueue=self.training),)
         if isinstance(key, Tensor) and not key.is_floating_point():
             raise TypeError(
                 f"InfoNCE compares two views, (B, D) floats each. Got {key.dtype} {tuple(key.shape)} as the second; "
@@ -54,7 +55,7 @@ class InfoNCE(Loss):
             )
         if labels is not None:
             raise TypeError("InfoNCE reads labels only with a queue (class oracle). Got labels; pass queue=KeyQueue().")
-        return (Pairs.from_views(query, key),)
+        return (Plan.from_views(query, key),)
 
     def rows(self, pairs: Pairs) -> Tensor:
         return mean_or_zero(*_each_positive_against_negatives(pairs, _scale(pairs, self.temperature)))
@@ -87,21 +88,35 @@ class SupConLoss(Loss):
         positive_number(temperature=temperature)
         self.temperature, self.per_anchor = temperature, per_anchor
         self.positives_in_denominator = positives_in_denominator
+        self.counts_rows = per_anchor
 
-    def tables(self, embeddings: Tensor, labels: Tensor) -> tuple[Pairs]:
-        return (Pairs.from_labels(embeddings, labels),)
+    def plans(self, embeddings: Tensor, labels: Tensor) -> tuple[Plan]:
+        return (Plan.from_labels(embeddings, labels),)
 
     def rows(self, pairs: Pairs) -> Tensor:
-        scale = _scale(pairs, self.temperature)
-        if self.positives_in_denominator:
-            means = cross_entropy_rows(pairs, scale)
-            if self.per_anchor:
-                return means
-            _, count = weighted_total(*positives(pairs))
-            total = means * count
-        else:
-            total, count = _each_positive_against_negatives(pairs, scale)
+        if self.per_anchor and self.positives_in_denominator:
+            return cross_entropy_rows(pairs, _scale(pairs, self.temperature))
+        total, count = self._totals(pairs)
         return mean_or_zero(total, count) if self.per_anchor else shares_of_mean(total, count, self.kept(pairs))
+
+    def parts(self, pairs: Pairs) -> list[Part]:
+        if self.per_anchor:
+            return super().parts(pairs)
+        kept = self.kept(pairs)
+        total, count = (torch.where(kept, rows, 0.0).sum() for rows in self._totals(pairs))
+        return [self.part(total, count, pairs, kept=kept.sum())]
+
+    def counts(self, pairs: Pairs) -> list[tuple[Tensor, Tensor]]:
+        ((kept, _),) = super().counts(pairs)
+        return [(kept if self.per_anchor else weighted_total(*positives(pairs))[1].sum(), kept)]
+
+    def _totals(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """(A,) each: the sum over a row's positives, and how much they count."""
+        scale = _scale(pairs, self.temperature)
+        if not self.positives_in_denominator:
+            return _each_positive_against_negatives(pairs, scale)
+        _, count = weighted_total(*positives(pairs))
+        return cross_entropy_rows(pairs, scale) * count, count
 
 
 class RankNContrastLoss(Loss):
@@ -129,8 +144,8 @@ class RankNContrastLoss(Loss):
         positive_number(temperature=temperature)
         self.temperature, self.normalize = temperature, normalize
 
-    def tables(self, embeddings: Tensor, values: Tensor) -> tuple[Pairs]:
-        return (Pairs.from_values(embeddings, values, normalize=self.normalize),)
+    def plans(self, embeddings: Tensor, values: Tensor) -> tuple[Plan]:
+        return (Plan.from_values(embeddings, values, normalize=self.normalize),)
 
     def kept(self, pairs: Pairs) -> Tensor:
         return torch.ones(len(pairs.anchors), dtype=torch.bool, device=pairs.anchors.device)
@@ -141,7 +156,7 @@ class RankNContrastLoss(Loss):
         near = squared - 2 * block.similarity
         logits = -near.clamp(min=1e-12).sqrt() / self.temperature  # (A, A)
         far = label_distance(pairs).to(logits.dtype)
-        itself = torch.eye(len(far), dtype=torch.bool, device=far.device)
+        itself = ~block.weight
         falling, order = torch.where(itself, -torch.inf, far).sort(dim=1, descending=True)  # the anchor itself last
         sorted_logits = logits.gather(1, order)[:, :-1]
         running = torch.logcumsumexp(sorted_logits, dim=1)  # over k at least as far

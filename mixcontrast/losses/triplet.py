@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mixcontrast.losses.base import Loss, positive_number
+from mixcontrast.losses.base import Loss, Part, positive_number
 from mixcontrast.losses.pair_sums import unit_distance
 from mixcontrast.losses.rowsums import shares_of_mean
 from mixcontrast.pairs import Pairs
+from mixcontrast.plans import Plan
 
 
 class TripletLoss(Loss):
@@ -51,11 +52,27 @@ class TripletLoss(Loss):
         positive_number(margin=margin)
         self.margin, self.euclidean, self.semi_hard, self.only_violated = margin, euclidean, semi_hard, only_violated
         self.per_anchor = per_anchor
+        self.counts_rows = per_anchor
 
-    def tables(self, embeddings: Tensor, labels: Tensor) -> tuple[Pairs]:
-        return (Pairs.from_labels(embeddings, labels),)
+    def plans(self, embeddings: Tensor, labels: Tensor) -> tuple[Plan]:
+        return (Plan.from_labels(embeddings, labels),)
 
     def rows(self, pairs: Pairs) -> Tensor:
+        total, triplets = self._totals(pairs)
+        return total / triplets.clamp(min=1) if self.per_anchor else shares_of_mean(total, triplets, self.kept(pairs))
+
+    def parts(self, pairs: Pairs) -> list[Part]:
+        if self.per_anchor:
+            return super().parts(pairs)
+        kept = self.kept(pairs)
+        total, triplets = (torch.where(kept, rows, 0).sum() for rows in self._totals(pairs))
+        return [self.part(total, triplets, pairs, kept=kept.sum())]
+
+    def counts(self, pairs: Pairs) -> list[tuple[Tensor, Tensor]] | None:
+        return super().counts(pairs) if self.per_anchor else None
+
+    def _totals(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """(A,) each: the sum over a row's triplets, and how many they are."""
         similarity = pairs.similarity
         if self.euclidean:
             similarity = -unit_distance(similarity)
@@ -78,7 +95,7 @@ class TripletLoss(Loss):
             triplets = torch.where(positive, number, 0).sum(dim=1)
         else:
             triplets = positive.sum(dim=1) * count.squeeze(1)
-        return total / triplets.clamp(min=1) if self.per_anchor else shares_of_mean(total, triplets, self.kept(pairs))
+        return total, triplets
 
 
 def _mask(cells: Tensor | float, like: Tensor) -> Tensor:

@@ -4,17 +4,35 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixcontrast.losses.base import Loss
+from mixcontrast.losses.base import Batch, Loss, Part, value_of
 from mixcontrast.mixing import Interpolation, anchor_side, needs_cosine
 from mixcontrast.pairs import Block, Pairs
+from mixcontrast.plans import Plan
+from mixcontrast.similarity import similarity_table
 
 _CHUNK = 1 << 19  # numbers of gathered rows that are alive at once: two megabytes of float32, near a core's cache
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Rows of a table that belong in one tile.
+
+    Attributes:
+        order: (A,) all rows, those of a group next to each other.
+        sizes: how many each group has.
+        must: whether a group may not be cut, however small the tiles.
+    """
+
+    order: Tensor
+    sizes: list[int]
+    must: bool
 
 
 class Mixer(nn.Module, ABC):
@@ -38,20 +56,41 @@ class Mixer(nn.Module, ABC):
     def loss_of(self, pairs: Pairs, draw: Any) -> Tensor:
         """The loss of a table under a draw; a 0-dimensional tensor."""
 
+    def plans(self, *inputs: Tensor) -> tuple[Plan, ...]:
+        """How the tables of a batch are made: those of the wrapped loss."""
+        return self.loss.plans(*inputs)
+
     def tables(self, *inputs: Tensor) -> tuple[Pairs, ...]:
         """The tables of a batch: those of the wrapped loss."""
-        return self.loss.tables(*inputs)
+        return Pairs.whole(self.plans(*inputs))
 
     def reduce(self, pairs: Pairs) -> Tensor:
         """The loss of a table under a fresh draw; a 0-dimensional tensor."""
         return self.loss_of(pairs, self.draw(pairs))
 
     def reduce_tables(self, tables: Sequence[Pairs]) -> Tensor:
-        """The mean over the tables of a batch, all the way down a stack; a 0-dimensional tensor.
+        """The mean over the tables of a batch, all the way down a stack; a 0-dimensional tensor."""
+        return value_of(self.parts_of(tables, Batch()))
 
-        A batch passes here once, however many tables it has and wherever in a stack the mixer is.
+    def parts_of(self, tables: Sequence[Pairs], batch: Batch) -> list[Part]:
+        """The parts of the tables of a batch, or of a tile of each, all the way down a stack.
+
+        A batch passes here once, however many tables it has and wherever in a stack the mixer is; or once a tile, with
+        one `batch` for all.
         """
-        return self.loss.reduce_tables([self.mix(pairs, self.draw(pairs)) for pairs in tables])
+        return self.loss.parts_of([self.mix(pairs, self.draw(pairs)) for pairs in tables], batch)
+
+    def counts_of(self, tables: Sequence[Pairs]) -> list[tuple[Tensor, Tensor]] | None:
+        """`count` and `kept` of the parts of `parts_of`, as `Loss.counts`; None where only a draw tells."""
+        return None
+
+    def read(self, plans: Sequence[Plan]) -> Sequence[Plan]:
+        """Which of a batch's plans the mixer needs."""
+        return plans
+
+    def together(self, plans: Sequence[Plan]) -> Groups | None:
+        """Which rows of the tables are best, or must be, in one tile; None where any may be."""
+        return None if isinstance(self.loss, Loss) else self.loss.together(plans)
 
     def forward(self, *inputs: Tensor, labels: Tensor | None = None) -> Tensor:
         """The mean over the tables of a batch; arguments are those of the wrapped loss, `labels` by name too."""
@@ -108,6 +147,26 @@ def only_real_block(mixer: str, pairs: Pairs) -> Block:
 def is_among_itself(pairs: Pairs, block: Block) -> bool:
     """Whether anchors are the candidates, so that the table also holds the similarities of candidates."""
     return block.candidates is pairs.anchors
+
+
+def products_with_all(pairs: Pairs, block: Block, columns: Tensor, detach: bool) -> Tensor:
+    """(N, C) products of candidates with every candidate, from the rows of the table where it holds them.
+
+    Args:
+        columns: (N,) which.
+        detach: without gradient.
+    """
+    table = block.similarity.detach() if detach else block.similarity
+    if is_among_itself(pairs, block):
+        return table.index_select(0, columns)
+    if pairs.tile is not None and block.candidates is pairs.tile.anchors:
+        place = torch.full((len(block.candidates),), -1, device=columns.device)
+        place[pairs.tile.rows] = torch.arange(len(table), device=columns.device)
+        places = place[columns]
+        if bool((places >= 0).all()):
+            return table.index_select(0, places)
+    candidates = block.candidates.detach() if detach else block.candidates
+    return similarity_table(candidates.index_select(0, columns), candidates)
 
 
 def source(pairs: Pairs, block: Block, detach: bool) -> Tensor:
@@ -174,12 +233,11 @@ class _RowProducts(torch.autograd.Function):
         products = candidates.new_empty(left.shape)
         step = _pairs_at_once(candidates)
         both = torch.stack([left, right], dim=1)  # (A * M, 2)
-        squares = candidates.square().sum(dim=1)
+        squares = torch.linalg.vector_norm(candidates, dim=1).square_()
         for start in range(0, len(left), step):  # x1.x2 = (|x1 + x2|^2 - |x1|^2 - |x2|^2) / 2, in one gathering pass
             part = slice(start, start + step)
-            sums = F.embedding_bag(both[part], candidates, mode="sum")
-            torch.sum(sums.square_(), dim=1, out=products[part])
-        return products.sub_(squares[left]).sub_(squares[right]).div_(2).view(first.shape)
+            torch.linalg.vector_norm(F.embedding_bag(both[part], candidates, mode="sum"), dim=1, out=products[part])
+        return products.square_().sub_(squares[left]).sub_(squares[right]).div_(2).view(first.shape)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, None, None]:

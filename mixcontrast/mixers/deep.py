@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mixcontrast.checks import check_embeddings, check_labels, reads_values
 from mixcontrast.losses.base import Loss
 from mixcontrast.losses.softmax import InfoNCE
 from mixcontrast.mixers.base import Mixer, check_wrappable, innermost, only_real_block, pick
 from mixcontrast.mixing import sample_beta
-from mixcontrast.pairs import Block, Pairs, check_embeddings, check_labels, reads_values, similarity_table, unit
+from mixcontrast.pairs import Block, Pairs
+from mixcontrast.similarity import similarity_table, unit
 
 
 @dataclass(frozen=True)

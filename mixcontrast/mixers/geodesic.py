@@ -8,12 +8,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mixcontrast.losses.base import Loss
+from mixcontrast.checks import reads_values
+from mixcontrast.losses.base import Batch, Loss, Part, value_of
 from mixcontrast.losses.both_ways import ReverseMix
 from mixcontrast.losses.clip import ClipLoss
-from mixcontrast.mixers.base import Mixer, check_wrappable, innermost
+from mixcontrast.losses.mixed_negatives import mixed_negatives_both_ways
+from mixcontrast.mixers.base import Groups, Mixer, check_wrappable, innermost
 from mixcontrast.mixing import Geodesic, Interpolation, anchor_side, sample_beta
-from mixcontrast.pairs import Block, Pairs, reads_values, similarity_table
+from mixcontrast.pairs import Block, Pairs
+from mixcontrast.plans import Plan
+from mixcontrast.similarity import similarity_table
 
 
 @dataclass(frozen=True)
@@ -117,12 +121,12 @@ class GeodesicMixup(Mixer):
         self.decay_with_epoch, self.epoch = decay_with_epoch, 0
         self.interpolation, self.detach = interpolation, detach
 
-    def tables(self, *inputs: Tensor) -> tuple[Pairs, ...]:
-        tables = self.loss.tables(*inputs)
-        if reads_values(tables[0].anchors):
-            _check_lengths("image_features", tables[0].anchors)
-            _check_lengths("text_features", tables[0].blocks[0].candidates)
-        return tables
+    def plans(self, *inputs: Tensor) -> tuple[Plan, ...]:
+        plans = self.loss.plans(*inputs)
+        if reads_values(plans[0].anchors):
+            _check_lengths("image_features", plans[0].anchors)
+            _check_lengths("text_features", plans[0].columns[0].candidates)
+        return plans
 
     def set_epoch(self, epoch: int) -> None:
         """Tells the epoch, from 0, for `decay_with_epoch`."""
@@ -139,54 +143,64 @@ class GeodesicMixup(Mixer):
 
     def mix(self, pairs: Pairs, draw: GeodesicDraw) -> dict[str, Pairs]:
         """The mixed table of each term, in the direction of `pairs`: its anchors are the images."""
-        block = self._square(pairs)
-        similarity = block.similarity
+        return self._mix(pairs, draw, images=0)
+
+    def _mix(self, pairs: Pairs, draw: GeodesicDraw, images: int) -> dict[str, Pairs]:
+        """`mix`, of images along dimension 0, the anchors, or 1, the candidates."""
+        similarity = self._square(pairs).similarity
         tables = {}
         if draw.m2 is not None:
-            tables["m2"] = self._table(pairs, "m2", *self._m2(pairs, draw.m2))
-        if draw.v is not None:
-            source = similarity
-            if self.detach:
-                source = anchor_side(similarity.mT, block.candidates, pairs.anchors).mT
-            tables["v"] = self._two_hot(pairs, "v", self._mixed_along(0, source, pairs.anchors, draw.v), draw.v)
-        if draw.l is not None:
-            source = self._source(similarity, pairs.anchors, block.candidates)
-            tables["l"] = self._two_hot(pairs, "l", self._mixed_along(1, source, block.candidates, draw.l), draw.l)
+            tables["m2"] = self._table(pairs, "m2", *self._m2(pairs, 1 - draw.m2 if images else draw.m2))
+        for name, along in (("v", images), ("l", 1 - images)):
+            lam = getattr(draw, name)
+            if lam is not None:
+                mixed = self._mixed_along(along, self._source(pairs, along), pairs, lam)
+                tables[name] = self._two_hot(pairs, name, mixed, self._target(pairs, lam, along))
         if draw.vl is not None:
-            mixed = self._mixed_along(0, similarity, pairs.anchors, draw.vl)
-            mixed = self._mixed_along(1, mixed, block.candidates, draw.vl)
-            tables["vl"] = self._two_hot(pairs, "vl", mixed, draw.vl)
+            mixed = self._mixed_along(0, similarity, pairs, draw.vl)
+            mixed = self._mixed_along(1, mixed, pairs, draw.vl)
+            tables["vl"] = self._two_hot(pairs, "vl", mixed, self._target(pairs, draw.vl))
         return tables
 
     def _table(self, pairs: Pairs, name: str, *blocks: Block) -> Pairs:
-        temperature = self.terms[name].temperature
-        scale = pairs.logit_scale if temperature is None else 1 / temperature
-        return replace(pairs, blocks=blocks, logit_scale=scale)
+        return replace(pairs, blocks=blocks, logit_scale=self._scale(pairs, name))
 
-    def _two_hot(self, pairs: Pairs, name: str, mixed: Tensor, lam: Tensor) -> Pairs:
-        """The table whose targets are `lam` at (i, i) and `1 - lam` at (i, r(i)); 1 where both are one cell."""
-        if pairs.anchor_labels is not None:
-            return self._table(pairs, name, Block(mixed, self._mixed_target(pairs, name, lam), 1.0))
-        rows = torch.arange(len(mixed), device=mixed.device)
-        target = mixed.new_zeros(mixed.shape)
-        target[rows, rows.flip(0)] = 1 - lam
-        target[rows, rows] += lam  # both are one cell where i = r(i)
+    def _two_hot(self, pairs: Pairs, name: str, mixed: Tensor, target: Tensor) -> Pairs:
         return self._table(pairs, name, Block(mixed, target, 1.0))
 
-    def _mixed_target(self, pairs: Pairs, name: str, lam: Tensor) -> Tensor:
-        """(A, A) the targets of several positives an image or text, mixed as their pairs are."""
-        target = self._square(pairs).target.to(lam.dtype)
-        if name == "vl":  # of what a mixture shares with another, half each way
-            return lam * target + (1 - lam) * (target.flip(0) + target.flip(1)) / 2
-        return lam * target + (1 - lam) * target.flip(0 if name == "v" else 1)
+    def _target(self, pairs: Pairs, lam: Tensor, along: int | None = None) -> Tensor:
+        """(A, A) targets: `lam` at (i, i) and `1 - lam` at (i, r(i)), 1 where both are one cell.
 
-    def _source(self, similarity: Tensor, anchors: Tensor, mixed: Tensor) -> Tensor:
-        """The table of anchors with what is to be mixed, which is detached or not."""
-        return anchor_side(similarity, anchors, mixed) if self.detach else similarity
+        Of several positives an image or text, mixed as their pairs are: along a dimension, or along both.
+        """
+        block = self._square(pairs)
+        if pairs.anchor_labels is not None:
+            target = block.target.to(lam.dtype)
+            if along is None:  # of what a mixture shares with another, half each way
+                return lam * target + (1 - lam) * (target.flip(0) + target.flip(1)) / 2
+            return lam * target + (1 - lam) * target.flip(along)
+        rows = torch.arange(len(pairs.anchors), device=pairs.anchors.device)
+        columns = rows if pairs.tile is None else pairs.tile.rows
+        target = torch.zeros_like(block.similarity)
+        target[rows, len(pairs.every_anchor) - 1 - columns] = 1 - lam
+        target[rows, columns] += lam  # both are one cell where i = r(i)
+        return target
 
-    def _mixed_along(self, dim: int, similarity: Tensor, features: Tensor, lam: Tensor) -> Tensor:
-        """(A, A) the table of `m(features_i, features_r(i))`, from that of `features`, its rows (0) or columns (1)."""
-        c1, c2 = (c.unsqueeze(1 - dim) for c in self._coefficients(features, lam))
+    def _source(self, pairs: Pairs, along: int) -> Tensor:
+        """(A, A) similarities whose rows (0) or columns (1) are to be mixed, and are detached or not."""
+        block = self._square(pairs)
+        if not self.detach:
+            return block.similarity
+        if along:
+            return anchor_side(block.similarity, pairs.anchors, block.candidates)
+        return anchor_side(block.similarity.mT, block.candidates, pairs.anchors).mT
+
+    def _mixed_along(self, dim: int, similarity: Tensor, pairs: Pairs, lam: Tensor) -> Tensor:
+        """(A, A) the table of `m(features_i, features_r(i))`, of its rows (0) or columns (1), from the unmixed one."""
+        c1, c2 = self._coefficients(self._square(pairs).candidates if dim else pairs.every_anchor, lam)
+        if dim == 0 and pairs.tile is not None:  # a tile has with each row its reverse, so it is turned in itself
+            c1, c2 = c1[pairs.tile.rows], c2[pairs.tile.rows]
+        c1, c2 = c1.unsqueeze(1 - dim), c2.unsqueeze(1 - dim)
         if torch.compiler.is_compiling():
             return c1 * similarity + c2 * similarity.flip(dim)
         return _MixWithReverse.apply(similarity, c1, c2, dim)
@@ -194,17 +208,20 @@ class GeodesicMixup(Mixer):
     def _m2(self, pairs: Pairs, lam: Tensor) -> tuple[Block, Block]:
         """(A, A) negatives, anchors against `m(anchor_j, candidate_j)`, j != i; and (A, 1) the plain positives."""
         block = self._square(pairs)
-        anchors = pairs.anchors
-        own = block.similarity.diagonal()
-        among = similarity_table(anchors, anchors.detach() if self.detach else anchors)
-        across = self._source(block.similarity, anchors, block.candidates)
+        anchors, every = pairs.anchors, pairs.every_anchor
+        if pairs.tile is None:
+            own = mine = block.similarity.diagonal()
+        else:
+            own = (every * block.candidates).sum(dim=1)
+            mine = own[pairs.tile.rows]
+        among = similarity_table(anchors, every.detach() if self.detach else every)
         c1, c2 = self.interpolation.coefficients(lam, own.detach() if self.detach else own)
-        others = block.target == 0
-        return Block(torch.addcmul(c1 * among, c2, across), 0.0, others), Block(own[:, None], 1.0, 1.0)
+        mixed = torch.addcmul(c1 * among, c2, self._source(pairs, 1))
+        return Block(mixed, 0.0, block.target == 0), Block(mine[:, None], 1.0, 1.0)
 
     def _square(self, pairs: Pairs) -> Block:
         block = pairs.blocks[0]  # those of a queue or of the own tower come after it
-        rows, columns = block.similarity.shape
+        rows, columns = len(pairs.every_anchor), block.similarity.shape[1]
         if rows != columns:
             raise ValueError(
                 "GeodesicMixup pairs image i with text i in one square table. "
@@ -214,11 +231,12 @@ class GeodesicMixup(Mixer):
 
     def loss_of(self, pairs: Pairs, draw: GeodesicDraw) -> Tensor:
         """The total of one direction, in which the anchors are the images."""
-        return self.loss.reduce(pairs) + self._mixed(self.mix(pairs, draw))
+        return self.loss.reduce(pairs) + value_of(self._mixed(self.mix(pairs, draw)))
 
-    def _mixed(self, tables: dict[str, Pairs]) -> Tensor:
-        loss = innermost(self.loss)
-        return sum(self.terms[name].weight / self._decay() * loss.reduce(table) for name, table in tables.items())
+    def _mixed(self, tables: dict[str, Pairs]) -> list[Part]:
+        loss, decay = innermost(self.loss), self._decay()
+        found = [(self.terms[name].weight / decay, loss.parts(table)) for name, table in tables.items()]
+        return [part.times(weight) for weight, parts in found for part in parts]
 
     def forward(
         self,
@@ -233,37 +251,73 @@ class GeodesicMixup(Mixer):
         loss = self.reduce_tables(tables)
         return {"contrastive_loss": loss} if output_dict else loss
 
-    def reduce_tables(self, tables: Sequence[Pairs]) -> Tensor:
-        return self.loss_of_towers(tables, self.draw(tables[0]))
+    def parts_of(self, tables: Sequence[Pairs], batch: Batch) -> list[Part]:
+        return self._parts_under(batch.once(self, lambda: self.draw(tables[0])), tables, batch)
+
+    def counts_of(self, tables: Sequence[Pairs]) -> list[tuple[Tensor, Tensor]] | None:
+        """Also those of the mixed tables: every pair is a positive of its mixture."""
+        known = self.loss.counts_of(tables)
+        if known is None or not innermost(self.loss).counts_rows:
+            return None
+        rows = torch.tensor(len(tables[0].anchors), device=tables[0].anchors.device)
+        return known + [(rows, rows)] * len(self.terms) * len(tables)
+
+    def together(self, plans: Sequence[Plan]) -> Groups:
+        """Each row with its reverse."""
+        rows = torch.arange(len(plans[0].anchors), device=plans[0].anchors.device)
+        half = len(rows) // 2
+        order = torch.stack([rows[:half], rows.flip(0)[:half]], dim=1).flatten()
+        return Groups(torch.cat([order, rows[half : len(rows) - half]]), [2] * half + [1] * (len(rows) % 2), must=True)
 
     def loss_of_towers(self, tables: Sequence[Pairs], draw: GeodesicDraw) -> Tensor:
         """The loss of all directions under one draw; the first table's anchors are the images.
 
         V-, L- and VL-Mix are one table read both ways; m2-Mix, whose mixtures are candidates in both, is one each.
+        On a CPU, around ClipLoss, neither is ever whole.
         """
-        loss = innermost(self.loss)
-        if isinstance(loss, ClipLoss) and loss is self.loss and not self.detach:
-            mixtures = self._reversed(tables[0], draw)
-            found = loss.both_ways(tables, mixtures)
-            if found is not None:
-                return found + self._terms_of(tables, replace(draw, v=None, l=None, vl=None))
-        return self.loss.reduce_tables(tables) + self._terms_of(tables, draw)
+        return value_of(self._parts_under(draw, tables, Batch()))
 
-    def _terms_of(self, tables: Sequence[Pairs], draw: GeodesicDraw) -> Tensor | float:
+    def _parts_under(self, draw: GeodesicDraw, tables: Sequence[Pairs], batch: Batch) -> list[Part]:
+        loss = innermost(self.loss)
+        if isinstance(loss, ClipLoss) and loss is self.loss and not self.detach and tables[0].tile is None:
+            found = loss.both_ways(tables, self._reversed(tables[0], draw))
+            if found is not None:
+                return [Part(found, 1.0, 1.0), *self._m2_both_ways(tables, replace(draw, v=None, l=None, vl=None))]
+        return [*self.loss.parts_of(tables, batch), *self._terms_of(tables, draw)]
+
+    def _terms_of(self, tables: Sequence[Pairs], draw: GeodesicDraw) -> list[Part]:
         """The mixed terms of all directions."""
         mixed = self.mix(tables[0], draw)
-        total = self._mixed(mixed)
+        parts = self._mixed(mixed)
         for back in tables[1:]:
-            turned = {}
+            if back.tile is not None:
+                parts += self._mixed(self._mix(back, draw, images=1))
+                continue
+            turned = self._mix(back, replace(draw, v=None, l=None, vl=None), images=1)
             for name, table in mixed.items():
-                if name == "m2":
-                    other = replace(draw, m2=1 - draw.m2, v=None, l=None, vl=None)
-                    turned[name] = self.mix(back, other)["m2"]
-                else:
+                if name != "m2":
                     (block,) = table.blocks
                     turned[name] = self._table(back, name, Block(block.similarity.mT, block.target.mT, 1.0))
-            total = total + self._mixed(turned)
-        return total / len(tables)
+            parts += self._mixed(turned)
+        return [part.times(1 / len(tables)) for part in parts]
+
+    def _m2_both_ways(self, tables: Sequence[Pairs], draw: GeodesicDraw) -> list[Part]:
+        """m2-Mix of both directions."""
+        if draw.m2 is None:
+            return []
+        block, image = self._square(tables[0]), tables[0].anchors
+        if not image.dtype == block.candidates.dtype == block.similarity.dtype:  # under autocast
+            return self._terms_of(tables, draw)
+        own = block.similarity.diagonal()
+        shares = (self.interpolation.coefficients(lam, own) for lam in (draw.m2, 1 - draw.m2))
+        of_images, of_texts = (tuple(c.expand_as(own) for c in pair) for pair in shares)
+        scale = self._scale(tables[0], "m2")
+        term = mixed_negatives_both_ways(image, block.candidates, block.similarity, scale, of_images, of_texts)
+        return [Part(term, 1.0, 1.0, self.terms["m2"].weight / self._decay())]
+
+    def _scale(self, pairs: Pairs, name: str) -> Tensor | float:
+        temperature = self.terms[name].temperature
+        return pairs.logit_scale if temperature is None else 1 / temperature
 
     def _reversed(self, pairs: Pairs, draw: GeodesicDraw) -> list[ReverseMix]:
         """V-, L- and VL-Mix as the loss reads them in its own pass."""
@@ -275,8 +329,8 @@ class GeodesicMixup(Mixer):
                 term = self.terms[name]
                 rows = self._coefficients(pairs.anchors, lam) if by_rows else None
                 columns = self._coefficients(candidates, lam) if by_columns else None
-                scale = pairs.logit_scale if term.temperature is None else 1 / term.temperature
-                mixtures.append(ReverseMix(rows, columns, lam, scale, term.weight / self._decay()))
+                weight = term.weight / self._decay()
+                mixtures.append(ReverseMix(rows, columns, lam, self._scale(pairs, name), weight))
         return mixtures
 
     def _coefficients(self, features: Tensor, lam: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from mixcontrast.losses.base import Loss
+from mixcontrast.losses.base import Batch, Loss, Part
 from mixcontrast.mixers.base import (
+    Groups,
     Mixer,
     check_wrappable,
     innermost,
-    is_among_itself,
     only_real_block,
     parent_cosine,
     pick,
+    products_with_all,
     self_similarity,
     source,
 )
 from mixcontrast.mixing import Interpolation, Linear, needs_cosine, sample_beta
-from mixcontrast.pairs import Block, Pairs, similarity_table
+from mixcontrast.pairs import Block, Pairs
+from mixcontrast.plans import Plan
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,9 @@ class Metrix(Mixer):
         negative_negative: mix each two negatives as well; target 0. All of them are (C choose 2) an anchor: draw a
             number.
         num_mixtures: None for all mixtures of each kind; or how many of each kind are drawn per anchor, uniformly.
+        max_positives: where all mixtures are made, how many positives of an anchor are mixed; drawn, where it has more.
+            None: all, for which the most that an anchor has is counted. With `m` examples a class it is `m - 1`; told
+            so, a GPU's host need not wait once a step for the count, and the whole criterion compiles in one graph.
         shared_lambda: one lambda a batch (the authors' code) instead of one a mixture (the paper).
         interpolation: Linear(normalize=True) as in the paper, or Geodesic(), or Linear(normalize=False).
         detach: the parents get no gradient; the anchor does.
@@ -88,6 +94,7 @@ class Metrix(Mixer):
         anchor_negative: bool = False,
         negative_negative: bool = False,
         num_mixtures: int | None = None,
+        max_positives: int | None = None,
         shared_lambda: bool = False,
         interpolation: Interpolation = Linear(),
         detach: bool = False,
@@ -103,11 +110,16 @@ class Metrix(Mixer):
             )
         if num_mixtures is not None and num_mixtures < 1:
             raise ValueError(f"`num_mixtures` must be at least 1, or None for all. Got {num_mixtures}.")
+        if max_positives is not None and (max_positives < 1 or num_mixtures is not None):
+            raise ValueError(
+                "`max_positives` must be at least 1, and bounds the positives where all mixtures are made. "
+                f"Got max_positives={max_positives}, num_mixtures={num_mixtures}; leave one of them None."
+            )
         self.loss = loss
         self.weight, self.alpha = weight, alpha
         self.positive_negative, self.anchor_negative = positive_negative, anchor_negative
         self.negative_negative, self.num_mixtures = negative_negative, num_mixtures
-        self.shared_lambda = shared_lambda
+        self.max_positives, self.shared_lambda = max_positives, shared_lambda
         self.interpolation, self.detach = interpolation, detach
 
     @torch.no_grad()
@@ -122,15 +134,28 @@ class Metrix(Mixer):
         positive = torch.as_tensor(block.positive > 0).expand_as(block.similarity)
         negative = torch.as_tensor(block.negative > 0).expand_as(block.similarity) & ~positive
         make = self._all if self.num_mixtures is None else self._some
-        return make(block.similarity, positive, negative, generator)
+        if pairs.tile is None or block.candidates is not pairs.tile.anchors:
+            return make(block.similarity, positive, negative, generator)
+        return make(block.similarity, positive, negative, generator, pairs.tile.rows[:, None])
 
     def _all(
-        self, like: Tensor, positive: Tensor, negative: Tensor, generator: torch.Generator | None
+        self,
+        like: Tensor,
+        positive: Tensor,
+        negative: Tensor,
+        generator: torch.Generator | None,
+        itself: Tensor | None = None,
     ) -> tuple[Parents, ...]:
         kinds = []
         if self.positive_negative:
-            most = max(int(positive.sum(dim=1).max()), 1)
-            left = positive.to(torch.int8).topk(most, dim=1).indices  # (A, P), rows with fewer hold others too
+            if self.max_positives is None:
+                most, order = max(int(positive.sum(dim=1).max()), 1), positive.to(torch.int8)
+            else:
+                most = min(self.max_positives, like.shape[1])
+                order = torch.where(positive, torch.rand(like.shape, device=like.device, generator=generator), -1.0)
+            left = order.topk(most, dim=1).indices  # (A, P)
+            if itself is not None:  # rows with fewer hold others too, which the tile may not have
+                left = torch.where(positive.gather(1, left), left, itself)
             keep = positive.gather(1, left)[:, :, None] & negative[:, None, :]  # (A, P, C)
             kinds.append((left, keep, True))
         if self.anchor_negative:
@@ -146,7 +171,12 @@ class Metrix(Mixer):
         )
 
     def _some(
-        self, like: Tensor, positive: Tensor, negative: Tensor, generator: torch.Generator | None
+        self,
+        like: Tensor,
+        positive: Tensor,
+        negative: Tensor,
+        generator: torch.Generator | None,
+        itself: Tensor | None = None,
     ) -> tuple[Parents, ...]:
         shape = (like.shape[0], self.num_mixtures)
 
@@ -166,7 +196,8 @@ class Metrix(Mixer):
             for left, right, keep, positive in kinds
         )
 
-    def _lambdas(self, shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    @torch.no_grad()
+    def _lambdas(self, shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return sample_beta(
             self.alpha, self.alpha, () if self.shared_lambda else tuple(shape), like=like, generator=generator
         )
@@ -218,18 +249,46 @@ class Metrix(Mixer):
         """(A, P, C) cosines of the left parents with every column."""
         if not needs_cosine(self.interpolation):
             return None
-        if is_among_itself(pairs, block):
-            table = block.similarity.detach() if self.detach else block.similarity
-            return table.index_select(0, left.flatten()).view(*left.shape, -1)
-        candidates = block.candidates.detach() if self.detach else block.candidates
-        return similarity_table(candidates.index_select(0, left.flatten()), candidates).view(*left.shape, -1)
+        return products_with_all(pairs, block, left.flatten(), self.detach).view(*left.shape, -1)
 
     def loss_of(self, pairs: Pairs, draw: tuple[Parents, ...]) -> Tensor:
         return self.loss.reduce(pairs) + self.weight * innermost(self.loss).reduce(self.mix(pairs, draw))
 
-    def reduce_tables(self, tables: Sequence[Pairs]) -> Tensor:
-        mixed = [self.mix(pairs, self.draw(pairs)) for pairs in tables]
-        return self.loss.reduce_tables(tables) + self.weight * innermost(self.loss).reduce_tables(mixed)
+    def parts_of(self, tables: Sequence[Pairs], batch: Batch) -> list[Part]:
+        mixed = []
+        for number, pairs in enumerate(tables):
+            draw = self.draw(pairs)
+            if pairs.tile is not None and self.shared_lambda:
+                draw = tuple(
+                    replace(parents, lam=batch.once((self, number, kind), partial(self._lambdas, (), pairs.anchors)))
+                    for kind, parents in enumerate(draw)
+                )
+            mixed.append(self.mix(pairs, draw))
+        of_mixed = [part.times(self.weight) for part in innermost(self.loss).parts_of(mixed, batch)]
+        return [*self.loss.parts_of(tables, batch), *of_mixed]
+
+    def counts_of(self, tables: Sequence[Pairs]) -> list[tuple[Tensor, Tensor]] | None:
+        """Also the mixed table's where its rows count if they have a mixture that holds a positive."""
+        known, bottom = self.loss.counts_of(tables), innermost(self.loss)
+        if known is None or not bottom.counts_rows:
+            return None
+        for pairs in tables:
+            block = only_real_block("Metrix", pairs)
+            kept = pairs.has_negative() if isinstance(block.target, Tensor) else None
+            if kept is None or block.target.dtype != torch.bool:
+                return None
+            kept = (kept if self.anchor_negative else kept & pairs.has_positive()).sum()
+            known.append((kept, kept))
+        return known
+
+    def together(self, plans: Sequence[Plan]) -> Groups | None:
+        """An anchor's positives: a tile that holds them has their similarities to all columns."""
+        inner = super().together(plans)
+        labels = plans[0].anchor_labels
+        if inner is not None or self.num_mixtures is not None or not plans[0].is_among_itself or labels is None:
+            return inner
+        order = labels.argsort(stable=True)
+        return Groups(order, labels[order].unique_consecutive(return_counts=True)[1].tolist(), must=False)
 
     def extra_repr(self) -> str:
         return f"weight={self.weight}, alpha={self.alpha}, num_mixtures={self.num_mixtures}"

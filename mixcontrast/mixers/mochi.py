@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mixcontrast.losses.base import Loss
+from mixcontrast.cells import Cells
+from mixcontrast.losses.base import Batch, Loss, Part
 from mixcontrast.mixers.base import Mixer, check_wrappable, self_similarity
 from mixcontrast.mixers.pool import check_queue, pool_of
 from mixcontrast.mixing import Interpolation, Linear
-from mixcontrast.pairs import Block, Cells, Pairs
+from mixcontrast.pairs import Block, Pairs
+from mixcontrast.plans import Plan
 from mixcontrast.queue import KeyQueue
 
 
@@ -104,10 +106,10 @@ class MoCHi(Mixer):
         self.warmup_steps, self.step = warmup_steps, 0
         self.interpolation, self.detach, self.same_modality = interpolation, detach, same_modality
 
-    def tables(self, *inputs: Tensor) -> tuple[Pairs, ...]:
+    def plans(self, *inputs: Tensor) -> tuple[Plan, ...]:
         if self.queue is None:
-            return self.loss.tables(*inputs)
-        return (self.queue.pairs(*inputs, enqueue=self.training),)
+            return self.loss.plans(*inputs)
+        return (self.queue.plan(*inputs, enqueue=self.training),)
 
     @torch.no_grad()
     def draw(self, pairs: Pairs, generator: torch.Generator | None = None) -> MoCHiDraw:
@@ -154,11 +156,21 @@ class MoCHi(Mixer):
             return self.loss.reduce(pairs)
         return self.loss_of(pairs, self.draw(pairs))
 
-    def reduce_tables(self, tables: Sequence[Pairs]) -> Tensor:
+    def parts_of(self, tables: Sequence[Pairs], batch: Batch) -> list[Part]:
+        if batch.once(self, self._count_step):
+            return self.loss.parts_of(tables, batch)
+        return super().parts_of(tables, batch)
+
+    def counts_of(self, tables: Sequence[Pairs]) -> list[tuple[Tensor, Tensor]] | None:
+        """Those of the wrapped loss: rows that get further negatives have some."""
+        return self.loss.counts_of(tables)
+
+    def _count_step(self) -> bool:
+        """Counts a step of training; whether it is one of the warm-up."""
         warming_up = self.step < self.warmup_steps
-        if self.training:
+        if self.training and (warming_up or not torch.compiler.is_compiling()):  # a graph is compiled for each count
             self.step += 1
-        return self.loss.reduce_tables(tables) if warming_up else super().reduce_tables(tables)
+        return warming_up
 
     def get_extra_state(self) -> Tensor:
         """How many training steps were counted, for the state dict."""

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mixcontrast.cells import Cells
 from mixcontrast.losses.base import Loss
 from mixcontrast.mixers.base import Mixer, innermost, parent_cosine, read_detached, row_products, table_products
 from mixcontrast.mixing import Interpolation, needs_cosine
-from mixcontrast.pairs import Block, Cells, Pairs
+from mixcontrast.pairs import Block, Pairs
 from mixcontrast.queue import KeyQueue
 
 _GROUP = 8  # columns a group, in the search for the largest

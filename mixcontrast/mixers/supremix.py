@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from mixcontrast.checks import reads_values
 from mixcontrast.losses.base import Loss
 from mixcontrast.mixers.base import (
     Mixer,
@@ -19,6 +21,7 @@ from mixcontrast.mixers.base import (
 )
 from mixcontrast.mixing import Interpolation, Linear, needs_cosine, sample_beta
 from mixcontrast.pairs import Block, Pairs
+from mixcontrast.plans import Plan
 
 
 @dataclass(frozen=True)
@@ -114,8 +117,8 @@ class SupReMix(Mixer):
         self.negatives, self.positives = negatives, positives
         self.interpolation, self.detach = interpolation, detach
 
-    def tables(self, embeddings: Tensor, values: Tensor) -> tuple[Pairs]:
-        return (Pairs.from_values(embeddings, values),)
+    def plans(self, embeddings: Tensor, values: Tensor) -> tuple[Plan]:
+        return (Plan.from_values(embeddings, values),)
 
     @torch.no_grad()
     def draw(self, pairs: Pairs, generator: torch.Generator | None = None) -> SupReMixDraw:
@@ -149,12 +152,11 @@ class SupReMix(Mixer):
         """
         rising, order = theirs.contiguous().sort()
         mine = mine.contiguous()
-        first_below = torch.searchsorted(rising, mine - self.window)
-        num_below = torch.searchsorted(rising, mine) - first_below
-        first_above = torch.searchsorted(rising, mine, right=True)
-        num_above = torch.searchsorted(rising, mine + self.window, right=True) - first_above
+        first_below, num_below, first_above, num_above = self._ranges(mine, rising)
         total = (num_below * num_above)[:, None]  # (A, 1)
-        most = max(min(int(total.max()), self.max_positive_mixes), 1)
+        half = (len(theirs) - 1) // 2  # below and above are at most all the others
+        most = int(total.max()) if reads_values(total) else half * (len(theirs) - 1 - half)
+        most = max(min(most, self.max_positive_mixes), 1)
         place = torch.arange(most, device=mine.device)  # (M,)
         spread = torch.rand(len(mine), most, dtype=torch.float64, device=mine.device, generator=generator)
         spread = ((place + spread) / most * total).long().clamp(max=total - 1)  # one from each of M equal shares
@@ -168,12 +170,32 @@ class SupReMix(Mixer):
         share = torch.where(keep, (high - mine[:, None]) / torch.where(keep, high - low, 1.0), 0.5)
         return below, above, share, keep
 
+    def _ranges(self, mine: Tensor, rising: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(A,) each: where the values below an anchor's begin, within the window, and how many; of those above too."""
+        first_below = torch.searchsorted(rising, mine - self.window)
+        num_below = torch.searchsorted(rising, mine) - first_below
+        first_above = torch.searchsorted(rising, mine, right=True)
+        num_above = torch.searchsorted(rising, mine + self.window, right=True) - first_above
+        return first_below, num_below, first_above, num_above
+
+    def counts_of(self, tables: Sequence[Pairs]) -> list[tuple[Tensor, Tensor]] | None:
+        """A row counts that has a positive, mixed or not."""
+        if not isinstance(self.loss, Loss) or not self.loss.counts_rows:
+            return None
+        if not self.positives:
+            return self.loss.counts_of(tables)
+        (pairs,) = tables
+        rising = pairs.candidate_labels.flatten().sort().values
+        _, below, _, above = self._ranges(pairs.anchor_labels.flatten().contiguous(), rising)
+        kept = (pairs.has_positive() | ((below > 0) & (above > 0))).sum()
+        return [(kept, kept)]
+
     def mix(self, pairs: Pairs, draw: SupReMixDraw) -> Pairs:
         """The table with mixed columns, and with the weights of distance magnifying."""
         block = only_real_block("SupReMix", pairs)
         table = source(pairs, block, self.detach)
         apart = self._apart(pairs).to(table.dtype)  # (A, C)
-        used = torch.as_tensor(block.weight > 0).expand_as(table)
+        used = torch.as_tensor(block.weight > 0, device=table.device).expand_as(table)
         mixed = []
         if draw.lam is not None:
             cosine = (block.similarity.detach() if self.detach else block.similarity) if self._reads_cosine else None

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from mixcontrast.losses.base import Loss
+from mixcontrast.cells import Cells
+from mixcontrast.losses.base import Batch, Loss, Part
 from mixcontrast.mixers.base import Mixer, check_wrappable, self_similarity
 from mixcontrast.mixers.pool import check_queue, pool_of
 from mixcontrast.mixing import Interpolation, Linear, stepped_similarity
-from mixcontrast.pairs import Block, Cells, Pairs, similarity_table
+from mixcontrast.pairs import Block, Pairs
+from mixcontrast.plans import Plan
 from mixcontrast.queue import KeyQueue
+from mixcontrast.similarity import similarity_table
 
 
 @dataclass(frozen=True)
@@ -139,10 +143,10 @@ class SynCo(Mixer):
         self.warmup_steps, self.step = warmup_steps, 0
         self.interpolation, self.detach, self.same_modality = interpolation, detach, same_modality
 
-    def tables(self, *inputs: Tensor) -> tuple[Pairs, ...]:
+    def plans(self, *inputs: Tensor) -> tuple[Plan, ...]:
         if self.queue is None:
-            return self.loss.tables(*inputs)
-        return (self.queue.pairs(*inputs, enqueue=self.training),)
+            return self.loss.plans(*inputs)
+        return (self.queue.plan(*inputs, enqueue=self.training),)
 
     @torch.no_grad()
     def draw(self, pairs: Pairs, generator: torch.Generator | None = None) -> SynCoDraw:
@@ -158,7 +162,7 @@ class SynCo(Mixer):
         columns = hardest.gather(1, place).split([i, e, p, p, n, g, s], dim=1)
         share = torch.rand(size[0], i + e + p, dtype=pairs.anchors.dtype, **on)
         alpha, beta, gamma = share.split([i, e, p], dim=1)
-        noise = torch.randn(n, pairs.anchors.shape[1], dtype=pairs.anchors.dtype, **on)
+        noise = self._noise(pairs.anchors, generator)
         return SynCoDraw(
             interpolated=columns[0],
             alpha=alpha / 2,
@@ -168,11 +172,17 @@ class SynCo(Mixer):
             second=columns[3],
             gamma=gamma,
             noised=columns[4],
-            noise=noise * self.noise_scale,
+            noise=noise,
             towards=columns[5],
             by_sign=columns[6],
             usable=number > 0 if isinstance(number, Tensor) else 1.0,
         )
+
+    @torch.no_grad()
+    def _noise(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """(S4, D)"""
+        size = self.numbers[3], like.shape[1]
+        return torch.randn(size, dtype=like.dtype, device=like.device, generator=generator) * self.noise_scale
 
     def mix(self, pairs: Pairs, draw: SynCoDraw) -> Pairs:
         """The table with the six kinds as further negatives a row, in the order of the class's description."""
@@ -223,11 +233,27 @@ class SynCo(Mixer):
             return self.loss.reduce(pairs)
         return self.loss_of(pairs, self.draw(pairs))
 
-    def reduce_tables(self, tables: Sequence[Pairs]) -> Tensor:
+    def parts_of(self, tables: Sequence[Pairs], batch: Batch) -> list[Part]:
+        if batch.once(self, self._count_step):
+            return self.loss.parts_of(tables, batch)
+        mixed = []
+        for number, pairs in enumerate(tables):
+            draw = self.draw(pairs)
+            if pairs.tile is not None:  # one noise for all rows
+                draw = replace(draw, noise=batch.once((self, number), partial(self._noise, pairs.anchors)))
+            mixed.append(self.mix(pairs, draw))
+        return self.loss.parts_of(mixed, batch)
+
+    def counts_of(self, tables: Sequence[Pairs]) -> list[tuple[Tensor, Tensor]] | None:
+        """Those of the wrapped loss: rows that get further negatives have some."""
+        return self.loss.counts_of(tables)
+
+    def _count_step(self) -> bool:
+        """Counts a step of training; whether it is one of the warm-up."""
         warming_up = self.step < self.warmup_steps
-        if self.training:
+        if self.training and (warming_up or not torch.compiler.is_compiling()):  # a graph is compiled for each count
             self.step += 1
-        return self.loss.reduce_tables(tables) if warming_up else super().reduce_tables(tables)
+        return warming_up
 
     def get_extra_state(self) -> Tensor:
         """How many training steps were counted, for the state dict."""

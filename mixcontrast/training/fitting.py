@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 from mixcontrast.losses import Loss
 from mixcontrast.mixers import Mixer, MoCHi, SupReMix
 from mixcontrast.mixers.base import innermost
-from mixcontrast.pairs import unit
 from mixcontrast.retrieval import DML, Evaluation, evaluate
+from mixcontrast.similarity import unit
 from mixcontrast.training.callbacks import embed_loader
 
 KS = (1, 2, 4, 8)
@@ -62,7 +62,7 @@ def called_with(criterion: Loss | Mixer) -> tuple[str, ...]:
         if isinstance(part, MoCHi) and part.queue is not None:
             return VIEWS
         part = part.loss
-    return tuple(inspect.signature(innermost(criterion).tables).parameters)[:2]
+    return tuple(inspect.signature(innermost(criterion).plans).parameters)[:2]
 
 
 def check_criterion(owner: str, criterion: nn.Module, wanted: Sequence[tuple[str, str]]) -> None:

@@ -19,7 +19,7 @@ from mixcontrast.analysis import (
 from mixcontrast.losses import Loss
 from mixcontrast.mixers import DeepMetrix, Metrix, Mixer, MoCHi
 from mixcontrast.mixers.base import innermost
-from mixcontrast.pairs import unit
+from mixcontrast.similarity import unit
 from mixcontrast.training.callbacks import RetrievalCallback, embed_shared
 from mixcontrast.training.fitting import VALUES, VIEWS, FitModule, at_a_log_step, called_with
 

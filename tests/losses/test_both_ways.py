@@ -7,7 +7,10 @@ import torch
 import torch.nn.functional as F
 
 import mixcontrast.losses.both_ways as both_ways
+import mixcontrast.losses.mixed_negatives as mixed_negatives
 from mixcontrast import ClipLoss, GeodesicMixup, Linear, MixTerm, Pairs
+from mixcontrast.losses.base import value_of
+from mixcontrast.losses.mixed_negatives import mixed_negatives_both_ways
 from mixcontrast.mixers.geodesic import GeodesicDraw
 
 LAM = torch.tensor(0.3, dtype=torch.float64)
@@ -25,7 +28,7 @@ def one_by_one(criterion, tables, draw):
     """The same loss read from whole tables."""
     loss = ClipLoss()
     total = torch.stack([loss.reduce(table) for table in tables]).mean()
-    return total if draw is None else total + criterion._terms_of(tables, draw)
+    return total if draw is None else total + value_of(criterion._terms_of(tables, draw))
 
 
 def results(criterion, size: int, dtype, scale: float, one_pass: bool):
@@ -46,7 +49,7 @@ def results(criterion, size: int, dtype, scale: float, one_pass: bool):
 
 
 @pytest.mark.parametrize("size", [2, 7, 12, 600])
-@pytest.mark.parametrize("terms", [(), ("v",), ("l",), ("vl",), ("m2", "v", "l", "vl")])
+@pytest.mark.parametrize("terms", [(), ("m2",), ("v",), ("l",), ("vl",), ("m2", "v", "l", "vl")])
 def test_equals_reading_table_by_table(size, terms):
     criterion = criterion_of(terms)
     for one, other in zip(
@@ -58,7 +61,7 @@ def test_equals_reading_table_by_table(size, terms):
 
 @pytest.mark.parametrize("interpolation", [Linear(normalize=True), Linear(normalize=False)])
 def test_any_interpolation(interpolation):
-    criterion = criterion_of(("v", "l", "vl"), interpolation=interpolation)
+    criterion = criterion_of(("m2", "v", "l", "vl"), interpolation=interpolation)
     for one, other in zip(
         results(criterion, 12, torch.float64, 30.0, True), results(criterion, 12, torch.float64, 30.0, False),
         strict=True,
@@ -116,3 +119,36 @@ def test_gradients_by_finite_differences():
         return both_ways.cross_entropy_both_ways(similarity, scale, mixtures)
 
     assert torch.autograd.gradcheck(loss, (similarity, *torch.unbind(torch.stack([first, second])), scale))
+
+
+def test_gradients_of_mixed_negatives_by_finite_differences(monkeypatch):
+    monkeypatch.setattr(mixed_negatives, "_CHUNK", 12)  # two rows of six, so that there are several chunks
+    torch.manual_seed(0)
+    image, text, similarity, shares = torch.randn(6, 3), torch.randn(6, 3), torch.randn(6, 6), torch.rand(4, 6)
+    inputs = [x.double().requires_grad_() for x in (image, text, similarity, torch.tensor(3.0), *shares)]
+
+    def loss(image, text, similarity, scale, a1, a2, b1, b2):
+        return mixed_negatives_both_ways(image, text, similarity, scale, (a1, a2), (b1, b2))
+
+    assert torch.autograd.gradcheck(loss, inputs)
+
+
+def test_mixed_negatives_are_never_whole(monkeypatch):
+    """No table but the gradient of the real one is made, whatever the batch."""
+    monkeypatch.setattr(mixed_negatives, "_CHUNK", 1 << 10)
+    largest = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.untyped_storage().nbytes() >= 128 * 128 * 4:
+                largest.append((str(func), out.untyped_storage().data_ptr()))
+            return out
+
+    image, text = F.normalize(torch.randn(2, 128, 16), dim=-1)
+    similarity = (image @ text.T).requires_grad_()
+    shares = torch.rand(4, 128)
+    with Watch():
+        mixed_negatives_both_ways(image, text, similarity, 10.0, shares[:2], shares[2:]).backward()
+    tables = {pointer for _, pointer in largest} - {similarity.untyped_storage().data_ptr()}
+    assert len(tables) == 1, largest

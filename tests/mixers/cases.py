@@ -293,6 +293,8 @@ METRIX = [
             shared_lambda=True, alpha=0.7, weight=1.5, **ALL_KINDS),
     _metrix("metrix-shared-lambda-drawn", NCALoss, plain.nca(0.5, everything=True), shared_lambda=True, num_mixtures=9,
             **ALL_KINDS),
+    _metrix("metrix-max-positives", partial(MultiSimilarityLoss, beta=10.0), plain.multi_similarity(2, 10, 0.5),
+            max_positives=3, **ALL_KINDS),
     _metrix("metrix-lifted", LiftedStructureLoss, plain.lifted(1.0)),
     _metrix("metrix-supcon", partial(SupConLoss, temperature=0.3), plain.sup_con(0.3), num_mixtures=5),
     _metrix("metrix-proxy-nca", partial(ProxyNCALoss, 10, DIM, temperature=0.3), plain.nca(0.3, everything=True),

@@ -152,11 +152,27 @@ def test_metrix_mixes_what_it_says(case: Case) -> None:
                     frozenset((j, k)) for j in theirs for k in theirs if j < k
                 )
             else:
+                if name == "positive" and mixer.max_positives is not None and theirs:
+                    chosen = {j for j, _ in seen}
+                    assert chosen <= set(firsts) and len(chosen) == min(len(firsts), mixer.max_positives)
+                    firsts = list(chosen)
                 assert Counter(seen) == Counter((j, k) for j in firsts for k in theirs)
         if mixer.shared_lambda:
             assert len({float(x) for row in lam for x in row}) == 1
     if not mixer.shared_lambda and len(draw) > 1:
         assert not torch.equal(draw[0].lam.flatten()[:5], draw[1].lam.flatten()[:5])
+
+
+def test_each_positive_is_mixed_as_often_where_not_all_are() -> None:
+    pairs = Pairs.from_labels(embeddings(11), UNEVEN)  # the first five are of one class
+    mixer, generator = Metrix(MultiSimilarityLoss(), max_positives=3), seeded(0)
+    counts = torch.zeros(11)
+    for _ in range(400):
+        (parents,) = mixer.draw(pairs, generator)
+        assert parents.left.shape == (11, 3)
+        counts[parents.left[0]] += 1
+    assert not counts[[0, 5, 6, 7, 8, 9, 10]].any()
+    assert bool(((counts[1:5] - 300).abs() < 5 * 400**0.5).all())
 
 
 def test_metrix_lambdas_have_the_distribution() -> None:

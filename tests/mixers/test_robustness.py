@@ -391,6 +391,57 @@ def test_mix_compiles_in_one_graph(detach: bool, name: str) -> None:
         torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", ["mochi-class-oracle", "synco-two-views", "mochi-siglip-own-captions",
+                                  "metrix-max-positives", "metrix-proxy-anchor-drawn", "supremix-capped",
+                                  "m3-clip"])  # fmt: skip
+def test_a_whole_criterion_compiles_in_one_graph(name: str) -> None:
+    """The draw included, which torch's own generator makes in the order of the plain call."""
+    (case,) = (case for case in CASES if case.name == name)
+    torch._dynamo.reset()
+    mixer, inputs = case.make(Linear(), False).eval(), case.inputs()  # eval: a queue then stays as it is
+
+    def whole(*args: Tensor) -> Tensor:
+        return mixer(*case.call(args))
+
+    results, of = [], leaves(inputs, mixer)
+    for function in (whole, torch.compile(whole, fullgraph=True, backend="eager")):
+        torch.manual_seed(4)
+        value = function(*inputs)
+        results.append((value, *torch.autograd.grad(value, of, allow_unused=True, materialize_grads=True)))
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-10)
+
+
+def test_training_compiles_once_not_once_a_step() -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    mixer = MoCHi(SupConLoss(), num_hardest=4, num_pair_mixes=9, num_anchor_mixes=2)
+    compiled = torch.compile(mixer, fullgraph=True, backend="eager")
+    for _ in range(3):
+        compiled(embeddings(12), CLASSES)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@torch._dynamo.config.patch(allow_unspec_int_on_nn_module=True)
+def test_a_step_with_a_queue_compiles_as_its_docstring_says() -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    few = dict(num_hardest=4, num_pair_mixes=5, num_anchor_mixes=2)
+    plainly, other = (MoCHi(InfoNCE(), queue=KeyQueue(20, DIM).double(), **few) for _ in range(2))
+    compiled = torch.compile(other, fullgraph=True, backend="eager")
+    for step in range(14):
+        query, key = embeddings(8, 2 * step), embeddings(8, 2 * step + 1)
+        values = []
+        for criterion in (plainly, compiled):
+            torch.manual_seed(step)
+            values.append(criterion(query, key))
+            values += torch.autograd.grad(values[-1], query)
+        torch.testing.assert_close(values[2:], values[:2], rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(other.queue.keys, plainly.queue.keys)
+    assert other.queue.pointer == plainly.queue.pointer
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 6
+
+
 # Batches that nobody would think of
 
 
