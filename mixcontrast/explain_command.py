@@ -47,6 +47,7 @@ def explain_command(arguments: list[str]) -> None:
     lightning.seed_everything(config.seed, verbose=False)
     ready = build(parser, config)
     module, data = ready.model, ready.data
+    module.prepare(data)
     if not isinstance(module.criterion, Mixer | DeepMetrix):
         name = "none" if module.criterion is None else type(module.criterion).__name__
         raise ValueError(

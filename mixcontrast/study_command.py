@@ -121,6 +121,7 @@ def plan_of(config: Any) -> Plan:
         lightning.seed_everything(0, verbose=False)
         ready = build(parser, parsed)
     module, data = ready.model, ready.data
+    module.prepare(data)
     for part, loader, key in (
         ("validation", data.val_dataloader(), "validation_share"), ("test", data.test_dataloader(), "test_share")
     ):  # fmt: skip

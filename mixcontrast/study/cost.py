@@ -68,6 +68,7 @@ def measure(recipe: str) -> dict[str, Any]:
     lightning.seed_everything(0, verbose=False)
     quieten()
     ready = parser.instantiate(config)
+    ready.model.prepare(ready.data)
     clock = Clock()
     options = ready.trainer.as_dict() | {
         "logger": False, "enable_checkpointing": False, "callbacks": [Repeatable(0), clock], "limit_val_batches": 0,

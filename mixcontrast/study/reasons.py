@@ -44,6 +44,7 @@ def reasons_of(recipe: Path, run: Path, seed: int) -> dict[str, Any]:
     lightning.seed_everything(seed, verbose=False)
     ready = build(parser, config)
     module, data = ready.model, ready.data
+    module.prepare(data)
     checkpoint = run / "best.ckpt"
     load_weights(module, checkpoint if checkpoint.exists() else run / "last.ckpt")
     found: dict[str, Any] = {"curve": curve_of(run)}
