@@ -1,5 +1,6 @@
 """Hard examples for contrastive and metric learning, mixed without building an embedding."""
 
+from mixcontrast.caching import cached_backward
 from mixcontrast.distributed import Gathered
 from mixcontrast.losses import (
     BinomialDevianceLoss,
@@ -59,4 +60,5 @@ __all__ = [
     "SynCo",
     "Tiled",
     "TripletLoss",
+    "cached_backward",
 ]

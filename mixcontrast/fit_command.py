@@ -6,7 +6,7 @@ import re
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import lightning
 import torch
@@ -66,12 +66,25 @@ def fit_parser(
     parser.add_argument(
         "--save_every", type=int, default=500, help="Steps between writes of last.ckpt; each epoch writes it as well."
     )
+    _whole_numbers_first()
     parser.add_lightning_class_args(lightning.Trainer, "trainer")
     parser.add_lightning_class_args(FitModule, "model", subclass_mode=True)
     parser.add_lightning_class_args(lightning.LightningDataModule, "data", subclass_mode=True)
     parser.set_defaults(DEFAULTS)
     parser.link_arguments("seed", "data.init_args.seed")
     return parser
+
+
+def _whole_numbers_first() -> None:
+    """Makes `limit_train_batches: 1` one batch, never the share 1.0, which is all.
+
+    typing keeps `Union[int, float]` and `Union[float, int]` as one, whichever a process made first, and the first that
+    fits is what a number of a recipe becomes; sentence-transformers makes the other.
+    """
+    kinds = lightning.Trainer.__init__.__annotations__
+    for name, kind in kinds.items():
+        if {int, float} <= set(get_args(kind)):
+            kinds[name] = int | float | None
 
 
 def fit_command(arguments: list[str]) -> None:
@@ -105,6 +118,7 @@ def fit_command(arguments: list[str]) -> None:
 def _fit(folder: RunFolder, ready: Namespace, console: Console) -> None:
     """Trains, then judges the best checkpoint, or the last where there is no validation part."""
     module, data, seed = ready.model, ready.data, ready.seed
+    module.prepare(data)
     if not data.test_dataloader():
         raise ValueError("A run is judged. Got no test part; set a test_share above 0.")
     begun = folder.last.exists()
@@ -134,6 +148,8 @@ def _fit(folder: RunFolder, ready: Namespace, console: Console) -> None:
         raise ValueError(str(error)) from None
     if trainer.is_global_zero:
         folder.begin(seed, trainer.strategy.root_device.type)
+        if not begun:
+            module.begun(folder.path, folder.config)
         how = f"goes on after step {step:,}" if begun else "begins"
         console.print(f"{folder.path} {how}, on {trainer.strategy.root_device.type}", highlight=False, soft_wrap=True)
     start, cpu_start = time.perf_counter(), time.process_time()
@@ -162,6 +178,7 @@ def _fit(folder: RunFolder, ready: Namespace, console: Console) -> None:
         "CPU seconds of this start": round(time.process_time() - cpu_start, 1), "from step": step,
         "monitor": name if watched else None,
     }  # fmt: skip
+    module.ended(folder.path, folder.config)
     folder.finish(found, facts)
     console.print(found.to_markdown(), highlight=False, markup=False, soft_wrap=True)
     console.print(f"{chosen.name} judged on the test part; all is in {folder.path}/", highlight=False, soft_wrap=True)

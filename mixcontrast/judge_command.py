@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mixcontrast.environment import environment
+from mixcontrast.evaluation_commands import check_report
 from mixcontrast.files import write_json, write_whole
 from mixcontrast.judge.collection import Collection
 from mixcontrast.judge.judgement import Judgement
@@ -37,6 +38,7 @@ def judge_command(
     device: str = "auto",
     precision: Literal["float32", "bfloat16", "float16"] = "float32",
     out: Path = Path("runs/judge"),
+    report: Path | None = None,
 ) -> None:
     """Judges a model of two towers: retrieval both ways, zero-shot classification, calibration, geometry.
 
@@ -64,7 +66,10 @@ def judge_command(
         device: cpu, cuda, mps, or auto for the fastest there is.
         precision: of the towers' arithmetic (autocast).
         out: a folder for results.json, results.md, and for each weights and task a folder that compare reads.
+        report: an HTML page to look at: tables, intervals, reliability, domains, the modality gap.
     """
+    if report is not None:
+        check_report(report, "mixcontrast.report.judgement_page")
     running = Running(batch_size, num_workers, device, precision)
     files = Files(
         pairs, classes, templates, descriptions, image_column, text_column, label_column, domain_column, split_column,
@@ -86,6 +91,13 @@ def judge_command(
     write_json(out / "results.json", {**beside.to_dict(), "settings": settings, "environment": environment(device)})
     write_whole(out / "results.md", lambda file: file.write_text(page, encoding="utf-8"))
     print(f"All is in {out}/")
+    if report is not None:
+        from mixcontrast.report.judgement_page import write_judgement
+
+        write_judgement(
+            report, beside, title=f"{what}, judged", note=note_of(collection, found), settings=settings
+        )
+        print(f"The page is {report}")
 
 
 def as_names(given: str | None) -> tuple[str, ...]:
