@@ -15,7 +15,7 @@ demo: $(VENV)/.installed
 	$(BIN)/mixcontrast demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -m 'not slow and not gpu'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu'
 
 bench: $(VENV)/.installed
 	$(BIN)/python eval/bench_mixers.py

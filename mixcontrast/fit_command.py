@@ -6,7 +6,7 @@ import re
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import lightning
 import torch
@@ -66,12 +66,25 @@ def fit_parser(
     parser.add_argument(
         "--save_every", type=int, default=500, help="Steps between writes of last.ckpt; each epoch writes it as well."
     )
+    _whole_numbers_first()
     parser.add_lightning_class_args(lightning.Trainer, "trainer")
     parser.add_lightning_class_args(FitModule, "model", subclass_mode=True)
     parser.add_lightning_class_args(lightning.LightningDataModule, "data", subclass_mode=True)
     parser.set_defaults(DEFAULTS)
     parser.link_arguments("seed", "data.init_args.seed")
     return parser
+
+
+def _whole_numbers_first() -> None:
+    """Makes `limit_train_batches: 1` one batch, never the share 1.0, which is all.
+
+    typing keeps `Union[int, float]` and `Union[float, int]` as one, whichever a process made first, and the first that
+    fits is what a number of a recipe becomes; sentence-transformers makes the other.
+    """
+    kinds = lightning.Trainer.__init__.__annotations__
+    for name, kind in kinds.items():
+        if {int, float} <= set(get_args(kind)):
+            kinds[name] = int | float | None
 
 
 def fit_command(arguments: list[str]) -> None:
