@@ -38,7 +38,7 @@ WAYS = ("image to text", "text to image")
 SEEDS, TUNING_SEED = 5, 100
 BATCH, EPOCHS, ALIGNMENT_EPOCHS = 256, 40, 30
 ALIGNMENT_RATE = 1e-3
-RATES, TEMPERATURES = (1e-4, 3e-4, 1e-3), (0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3)
+RATES, TEMPERATURES = (3e-4, 1e-3, 3e-3, 1e-2), (0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3)
 WEIGHT_DECAY = 0.1
 
 
