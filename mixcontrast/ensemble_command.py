@@ -13,7 +13,7 @@ from mixcontrast.evaluation_commands import check_report
 from mixcontrast.files import write_json, write_whole
 from mixcontrast.judge.alphas import read_alphas, read_weights
 from mixcontrast.judge.collection import Collection
-from mixcontrast.judge.reading import Files, read_collection
+from mixcontrast.judge.reading import Files
 from mixcontrast.judge.weights import check_alike, integer_names, interpolate
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ def ensemble_command(
         finetuned: weights of the same architecture behind it.
         alpha: in [0, 1], joined by commas; dots fill steps in.
         out: the folder for ensemble-ALPHA.pt.
-        judge: the model that the weights are of, as mixcontrast judge takes it: open_clip:NAME.
-        pairs: to judge on, as of mixcontrast judge; likewise all below.
+        judge: the model that the weights are of, as mixcontrast judge takes it: the folder of a run, or open_clip:NAME.
+        pairs: to judge on, as of mixcontrast judge, likewise all below; a run has its own data.
         classes: a folder whose subfolders are classes, or a CSV file, a row an image.
         templates: a text file with a prompt template a line.
         descriptions: of classes, a JSON or CSV file.
@@ -78,12 +78,13 @@ def ensemble_command(
     if judge is None:
         if pairs is not None or classes is not None or report is not None:
             raise ValueError(
-                "--pairs, --classes and --report are of --judge. Got no --judge; name the model by it: open_clip:NAME."
+                "--pairs, --classes and --report are of --judge. Got no --judge; name the model by it, a run or "
+                "open_clip:NAME."
             )
     else:
         try:
-            from mixcontrast.judge.subject import Running, open_subject
-            from mixcontrast.judge_command import as_names
+            from mixcontrast.judge.subject import Running
+            from mixcontrast.judge_command import as_names, opened
             from mixcontrast.report import curves  # noqa: F401
         except ImportError as error:
             raise ModuleNotFoundError(
@@ -96,12 +97,8 @@ def ensemble_command(
             pairs, classes, templates, descriptions, image_column, text_column, label_column, domain_column,
             split_column, as_names(held_out),
         )  # fmt: skip
-        subject = open_subject(judge, [zeroshot, finetuned], model_config)
-        test, validation = read_collection(files), None
-        if test is None:
-            raise ValueError(f"Judging needs test rows. Got none in {split_column}; leave --split_column out.")
-        if split_column is not None:
-            validation = read_collection(files, "val")
+        subject, test = opened(judge, [zeroshot, finetuned], files, model_config)
+        validation = subject.collection(files, "val")
     first, second = read_weights(zeroshot), read_weights(finetuned)
     check_alike(first, second, (str(zeroshot), str(finetuned)))
     written = {value: out / f"ensemble-{value:g}.pt" for value in alphas}
