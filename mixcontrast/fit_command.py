@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
-from mixcontrast.fit_errors import parse
+from mixcontrast.fit_errors import build, parse
 from mixcontrast.training.callbacks import Bar, RetrievalCallback
 from mixcontrast.training.fitting import FitModule
 from mixcontrast.training.measures import Measures
@@ -93,6 +94,25 @@ def fit_command(arguments: list[str]) -> None:
     Raises:
         SystemExit: status 2 and one line for what the user can mend.
     """
+    fit(arguments)
+
+
+def fit(arguments: list[str], *, callbacks: Sequence[lightning.Callback] = (), judged: bool = True) -> RunFolder:
+    """Trains by a recipe, or goes on, and judges.
+
+    Args:
+        arguments: of the command.
+        callbacks: further ones, which see what the judges of the validation part logged; one that sets
+            `trainer.should_stop` ends the run.
+        judged: False: trains and looks at the validation part alone; the test part is never read, and there are no
+            results.
+
+    Returns:
+        The folder of the run.
+
+    Raises:
+        ValueError: in one line, what the user can mend.
+    """
     parser = fit_parser()
     config = parse(parser, arguments)
     if config.save_every < 0:
@@ -107,19 +127,22 @@ def fit_command(arguments: list[str]) -> None:
     if folder.finished:
         line = f"{folder.path} is finished. Nothing to do; its results are in results.md."
         console.print(line, highlight=False, soft_wrap=True)
-        return
+        return folder
     with warnings.catch_warnings():
         quieten()
         lightning.seed_everything(config.seed, verbose=False)
-        ready = parser.instantiate(config)
-        _fit(folder, ready, console)
+        ready = build(parser, config)
+        _fit(folder, ready, console, callbacks, judged)
+    return folder
 
 
-def _fit(folder: RunFolder, ready: Namespace, console: Console) -> None:
+def _fit(
+    folder: RunFolder, ready: Namespace, console: Console, callbacks: Sequence[lightning.Callback], judged: bool
+) -> None:
     """Trains, then judges the best checkpoint, or the last where there is no validation part."""
     module, data, seed = ready.model, ready.data, ready.seed
     module.prepare(data)
-    if not data.test_dataloader():
+    if judged and not data.test_dataloader():
         raise ValueError("A run is judged. Got no test part; set a test_share above 0.")
     begun = folder.last.exists()
     step = step_of(folder.last) if begun else 0
@@ -129,6 +152,7 @@ def _fit(folder: RunFolder, ready: Namespace, console: Console) -> None:
     retrieval = next((judge for judge in judges if isinstance(judge, RetrievalCallback)), None)
     own: list[lightning.Callback] = [
         *judges,
+        *callbacks,
         Measures(retrieval),
         Repeatable(seed),
         StopAtNaN(),
@@ -168,6 +192,8 @@ def _fit(folder: RunFolder, ready: Namespace, console: Console) -> None:
     if not trainer.is_global_zero:
         return
     folder.merge_logs()
+    if not judged:
+        return
     chosen = folder.best if folder.best.exists() else folder.last
     module.load_state_dict(torch.load(chosen, map_location="cpu", weights_only=True)["state_dict"])
     module.to(trainer.strategy.root_device)

@@ -45,6 +45,23 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
         raise BadConfig(one_line(str(error), [action.dest for action in parser._actions])) from None
 
 
+def build(parser: ArgumentParser, config: Namespace) -> Namespace:
+    """What a config describes, built.
+
+    Raises:
+        BadConfig: in one line, what a class refused, without jsonargparse's words around it.
+    """
+    try:
+        return parser.instantiate(config)
+    except ValueError as error:
+        text = str(error)
+        if not text.startswith("Does not validate against"):
+            raise
+        told = text.partition("Errors:")[2].partition("Given value type:")[0]
+        reasons = [line for line in re.split(r"\n\s*- ", told) if line.strip() and not _TYPE.match(line.strip())]
+        raise BadConfig(" ".join((reasons or [text])[0].split()).removeprefix("- ")) from None
+
+
 def one_line(text: str, top: list[str]) -> str:
     """jsonargparse's message as a line.
 

@@ -19,7 +19,8 @@ from tests.data import standins
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.stem != "demo")
+NO_RECIPES = ("demo", "study")
+RECIPES = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.stem.partition("_")[0] not in NO_RECIPES)
 STANDINS = {
     "cub": standins.cub, "cars": standins.cars, "sop": standins.sop, "inshop": standins.inshop,
     "imagenet100": standins.imagenet, "agedb": standins.agedb,
