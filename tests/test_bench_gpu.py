@@ -23,7 +23,7 @@ def test_the_tables_are_made(tables, tmp_path):
     assert all((title in text) == (name in tables) for name, title in titles.items())
     assert "no GPU: " in text and "Not run: " in text
     if "mixers" in tables:
-        assert text.count("| mixed ") == text.count("| on embeddings ") == 8
+        assert text.count("| mixed ") == text.count("| on embeddings ") == 9
 
 
 def test_without_a_gpu_it_says_so_in_one_line():
