@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from mixcontrast.data.pair_data import PairData
 from mixcontrast.explanation import Explanation, explain
 from mixcontrast.explanation.sphere import most_moved
 from mixcontrast.fit_command import fit_parser
@@ -56,7 +57,7 @@ def explain_command(arguments: list[str]) -> None:
     if config.checkpoint is not None:
         load_weights(module, config.checkpoint)
     found = explained_batch(module, data, after=config.after, seed=config.seed, trainer=ready.trainer.as_dict())
-    names = list(data.train_examples.names) or None
+    names = (list(data.train_examples.names) or None) if not isinstance(data, PairData) else None
     anchors = most_moved(found, config.anchors)
     header, rows = mixtures_table(found, anchors, names)
     write_csv(config.out / "mixtures.csv", header, rows)
