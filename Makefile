@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench docs clean
+.PHONY: demo test bench docs bench-gpu test-gpu clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -15,7 +15,7 @@ demo: $(VENV)/.installed
 	$(BIN)/mixcontrast demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -m 'not slow and not gpu'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu'
 
 bench: $(VENV)/.installed
 	$(BIN)/python eval/bench_mixers.py
@@ -23,6 +23,13 @@ bench: $(VENV)/.installed
 
 docs: $(VENV)/.installed
 	$(BIN)/python docs/build.py
+
+# Where there is a GPU.
+bench-gpu: $(VENV)/.installed
+	$(BIN)/python eval/bench_gpu.py
+
+test-gpu: $(VENV)/.installed
+	$(BIN)/python -m pytest -m gpu
 
 clean:
 	rm -rf site $(VENV) build dist *.egg-info

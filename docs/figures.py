@@ -136,7 +136,7 @@ def table(ink: Ink) -> Drawing:
 class Circle:
     """A piece of the unit sphere seen from the side: points by angle, in degrees from the anchor."""
 
-    def __init__(self, ink: Ink, title: str, *, width: int = 420, height: int = 250) -> None:
+    def __init__(self, ink: Ink, title: str, *, width: int = 460, height: int = 250) -> None:
         self.ink, self.drawing = ink, Drawing(width, height, title)
         self.centre, self.radius = (width / 2, height - 26), height - 76
         x, y = self.centre
@@ -208,7 +208,7 @@ def mochi(ink: Ink) -> Drawing:
     for share in (0.15, 0.4):
         circle.mixture(0, -34, share)
     _cast(circle, positives=(-10,), negatives=(26, 48, -34, 72, -70))
-    circle.caption("rings: more negatives, nearer than the ones they are made of")
+    circle.caption("rings: more negatives, of the hardest and the anchor")
     return circle.drawing
 
 
@@ -276,6 +276,7 @@ def _cast(circle: Circle, positives: tuple[float, ...], negatives: tuple[float, 
 
 COSTS = {  # the largest sizes of eval/bench_mixers.md
     "MoCHi, InfoNCE, queue 65,536": "MoCHi (1024, 1024, 128) on InfoNCE, B 256, D 128, queue 65536",
+    "SynCo, InfoNCE, queue 65,536": "SynCo (1024; 256, 256, 256, 64, 64, 64) on InfoNCE, B 256, D 128, queue 65536",
     "Metrix, multi-similarity, batch 256": "Metrix on MultiSimilarityLoss, all positive x negative, 4 a class, D 512, batch 256",  # noqa: E501
     "SupReMix, SupCon, 512 views": "SupReMix on SupConLoss, D 128, views 512",
     "m2-Mix, CLIP, batch 1,024": "m2-Mix on ClipLoss, D 512, batch 1024",

@@ -95,7 +95,8 @@ def _made_by(file: str) -> str:
 
 def mathml(formula: str, display: str = "inline") -> str:
     """A LaTeX formula as MathML; a function's name keeps its distance to what follows."""
-    return latex2mathml.converter.convert(re.sub(r"\\log(?! *(?:\(|\\left))", r"\\log\\,", formula), display=display)
+    apart = re.sub(r"\\(log|sin|cos)(?![a-z])(?! *(?:\(|\\left))", r"\\\1\\,", formula)
+    return latex2mathml.converter.convert(apart, display=display)
 
 
 class _Formula(InlineProcessor):

@@ -44,7 +44,7 @@ def arms(steps: int) -> dict[str, object]:
 
 
 def main() -> None:
-    epochs, seeds = (int(word) for word in sys.argv[1:3]) if len(sys.argv) > 2 else (10, 3)
+    epochs, seeds = (int(word) for word in sys.argv[1:3]) if len(sys.argv) > 2 else (5, 3)
     clothes = FashionMNIST(max_train=NUM_TRAIN, max_test=NUM_TEST)
     steps = epochs * (NUM_TRAIN // BATCH)
     found, seconds = {}, {}

@@ -1,5 +1,5 @@
 """The command `mixcontrast`. Commands that read a recipe have their own help: `mixcontrast fit --help`,
-`mixcontrast explain --help`."""
+`mixcontrast study --help`, `mixcontrast explain --help`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def main(arguments: list[str] | None = None) -> None:
 
         print(f"mixcontrast {__version__}")
         return
-    if arguments[:1] in (["fit"], ["explain"]):
+    if arguments[:1] in (["fit"], ["explain"], ["study"]):
         _of_recipes(*arguments[:1], arguments[1:])
         return
     extras = {
@@ -53,12 +53,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _of_recipes(command: str, arguments: list[str]) -> None:
     """The commands that read a recipe."""
-    extra = {"fit": "fit", "explain": "fit,report"}[command]
+    extra = {"fit": "fit", "explain": "fit,report", "study": "study"}[command]
     try:
         if command == "fit":
             from mixcontrast.fit_command import fit_command as run
-        else:
+        elif command == "explain":
             from mixcontrast.explain_command import explain_command as run
+        else:
+            from mixcontrast.study_command import study_command as run
     except ImportError as error:
         raise SystemExit(
             f"mixcontrast: {command} needs packages that the library does not. {error}; "

@@ -94,7 +94,8 @@ def embed_command(
         missing = writer.missing()
         _wait()  # all know what is missing before any part is written
         if writer.finished and not missing:
-            console.print(f"{out} is finished: {len(items):,} rows by {encoder}. Nothing to do.", highlight=False)
+            note = f"{out} is finished: {len(items):,} rows by {encoder}. Nothing to do."
+            console.print(note, highlight=False, soft_wrap=True)
             return
         network = open_encoder(encoder, image_size=image_size)
         if items.kind not in network.reads:
@@ -118,7 +119,7 @@ def embed_command(
                 }
             )  # fmt: skip
             for line in skipped[:5]:
-                console.print(f"left out: {line}", highlight=False, markup=False)
+                console.print(f"left out: {line}", highlight=False, markup=False, soft_wrap=True)
             left_out = len(items) - manifest["num_rows"]
             note = f", {left_out:,} left out as broken" if left_out else ""
             kept = writer.num_parts - len(missing)

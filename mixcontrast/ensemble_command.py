@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from mixcontrast.files import write_whole
+from mixcontrast.environment import environment
+from mixcontrast.evaluation_commands import check_report
+from mixcontrast.files import write_json, write_whole
 from mixcontrast.judge.alphas import read_alphas, read_weights
+from mixcontrast.judge.collection import Collection
+from mixcontrast.judge.reading import Files
 from mixcontrast.judge.weights import check_alike, integer_names, interpolate
+
+if TYPE_CHECKING:
+    from mixcontrast.judge.subject import Running, Subject
 
 
 def ensemble_command(
@@ -16,26 +25,160 @@ def ensemble_command(
     finetuned: Path,
     alpha: str | list[float] = "0,0.1,...,1",
     out: Path = Path("runs/ensemble"),
+    judge: str | None = None,
+    pairs: Path | None = None,
+    classes: Path | None = None,
+    templates: Path | None = None,
+    descriptions: Path | None = None,
+    image_column: str = "image",
+    text_column: str = "caption",
+    label_column: str | None = None,
+    domain_column: str | None = None,
+    split_column: str | None = None,
+    held_out: str | None = None,
+    model_config: Path | None = None,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    device: str = "auto",
+    precision: Literal["float32", "bfloat16", "float16"] = "float32",
+    report: Path | None = None,
 ) -> None:
     """Writes weights between two checkpoints, (1 - alpha) times the first plus alpha times the second (WiSE-FT).
 
     Wortsman et al., CVPR 2022, arXiv 2109.01903: between a zero-shot and a fine-tuned model lie some that keep what the
     one knows of other domains and have most of what the other has learned. Each is a plain state dict that open_clip
-    loads: open_clip.create_model(NAME, pretrained="ensemble-0.5.pt").
+    loads: open_clip.create_model(NAME, pretrained="ensemble-0.5.pt"). With --judge each is judged, and curve.png,
+    curve.svg and results.json tell what it reaches, in-domain and on domains held out; the best alpha is that of the
+    validation rows, never of the test rows.
 
     Args:
         zeroshot: weights before fine-tuning: of open_clip, or model.pt or a checkpoint of mixcontrast fit.
         finetuned: weights of the same architecture behind it.
         alpha: in [0, 1], joined by commas; dots fill steps in.
         out: the folder for ensemble-ALPHA.pt.
+        judge: the model that the weights are of, as mixcontrast judge takes it: the folder of a run, or open_clip:NAME.
+        pairs: to judge on, as of mixcontrast judge, likewise all below; a run has its own data.
+        classes: a folder whose subfolders are classes, or a CSV file, a row an image.
+        templates: a text file with a prompt template a line.
+        descriptions: of classes, a JSON or CSV file.
+        image_column: of image paths.
+        text_column: of captions.
+        label_column: of classes.
+        domain_column: of where an image is from.
+        split_column: of test, val or train: test rows are judged, val rows choose alpha.
+        held_out: domains that were not trained on, joined by commas.
+        model_config: a JSON file of a model that open_clip does not have.
+        batch_size: items at once.
+        num_workers: processes that open images.
+        device: cpu, cuda, mps, or auto for the fastest there is.
+        precision: of the towers' arithmetic (autocast).
+        report: with --judge an HTML page to look at: the curve, and both ends and the chosen alpha beside each other.
     """
     alphas = read_alphas(alpha)
+    if judge is None:
+        if pairs is not None or classes is not None or report is not None:
+            raise ValueError(
+                "--pairs, --classes and --report are of --judge. Got no --judge; name the model by it, a run or "
+                "open_clip:NAME."
+            )
+    else:
+        try:
+            from mixcontrast.judge.subject import Running
+            from mixcontrast.judge_command import as_names, opened
+            from mixcontrast.report import curves  # noqa: F401
+        except ImportError as error:
+            raise ModuleNotFoundError(
+                f"--judge needs more packages: {error}; pip install 'mixcontrast[clip,report]'"
+            ) from None
+        if report is not None:
+            check_report(report, "mixcontrast.report.judgement_page")
+        running = Running(batch_size, num_workers, device, precision)
+        files = Files(
+            pairs, classes, templates, descriptions, image_column, text_column, label_column, domain_column,
+            split_column, as_names(held_out),
+        )  # fmt: skip
+        subject, test = opened(judge, [zeroshot, finetuned], files, model_config)
+        validation = subject.collection(files, "val")
     first, second = read_weights(zeroshot), read_weights(finetuned)
     check_alike(first, second, (str(zeroshot), str(finetuned)))
-    for value in alphas:
+    written = {value: out / f"ensemble-{value:g}.pt" for value in alphas}
+    for value, path in written.items():
         state = interpolate(first, second, value)
-        write_whole(out / f"ensemble-{value:g}.pt", lambda file, state=state: torch.save(state, file))
+        write_whole(path, lambda file, state=state: torch.save(state, file))
     whole = integer_names(second)
     note = f" {len(whole)} integer tensors ({whole[0]}) are those of {finetuned}." if whole else ""
     shown = ", ".join(f"{value:g}" for value in alphas)
     print(f"{len(alphas)} files ensemble-ALPHA.pt are in {out}/, alpha {shown}.{note}")
+    if judge is None:
+        return
+    subject = replace(subject, weights={f"alpha {value:g}": path for value, path in written.items()})
+    judge_ensemble(subject, alphas, test, validation, running, out, (str(zeroshot), str(finetuned)), report)
+
+
+def judge_ensemble(
+    subject: Subject,
+    alphas: list[float],
+    test: Collection,
+    validation: Collection | None,
+    running: Running,
+    out: Path,
+    ends: tuple[str, str],
+    report: Path | None = None,
+) -> None:
+    """Judges each alpha, prints and writes tables and the curve.
+
+    Args:
+        subject: its weights are of the alphas, in their order.
+        alphas: rising.
+        test: what each is judged on.
+        validation: what alpha is chosen by; None: none is chosen.
+        running: how the towers are run.
+        out: the folder.
+        ends: what was interpolated, for the record.
+        report: a page of the curve, and of the ends and the chosen alpha; None: none.
+    """
+    from mixcontrast.judge.curve import choose, curve_as_dict, lines_of
+    from mixcontrast.judge.subject import judged
+    from mixcontrast.judge.tables import Beside
+    from mixcontrast.judge_command import facts_of, note_of, save_queries
+    from mixcontrast.report.curves import alpha_figure
+    from mixcontrast.report.figures import PAGE, save
+    from mixcontrast.report.judgement_page import write_judgement
+
+    choice, against_last = None, ""
+    if validation is not None:
+        choice = choose(alphas, list(judged(subject, validation, running)))
+    found = list(judged(subject, test, running))
+    beside = Beside(found, test)
+    told = "No alpha is chosen: there is no validation part."
+    if choice is not None:
+        values = ", ".join(f"{alpha:g} {value:.3f}" for alpha, value in zip(alphas, choice.values, strict=True))
+        told = (
+            f"alpha {choice.alpha:g} is best on the validation part, by the {choice.by} ({values}). The test rows had "
+            "no say in it."
+        )
+        if alphas[-1] > choice.alpha:
+            last = Beside([found[-1], found[alphas.index(choice.alpha)]], test)
+            against_last = "\n\n" + last.differences_markdown()
+    page = (
+        f"# {ends[0]} to {ends[1]}\n\n{note_of(test, found)}\n\n{told}{against_last}\n\n{beside.to_markdown()}\n"
+    )
+    print(page)
+    save_queries(out, found)
+    lines = lines_of(beside)
+    save(alpha_figure(alphas, lines, choice), out / "curve")
+    settings = {"model": subject.name, "zeroshot": ends[0], "finetuned": ends[1], **facts_of(test)}
+    write_json(
+        out / "results.json",
+        {**curve_as_dict(alphas, lines, choice), **beside.to_dict(), "settings": settings,
+         "environment": environment(running.device)},
+    )  # fmt: skip
+    write_whole(out / "results.md", lambda file: file.write_text(page, encoding="utf-8"))
+    print(f"curve.png, curve.svg, results.json and results.md are in {out}/")
+    if report is not None:
+        shown = {0, len(found) - 1} | ({alphas.index(choice.alpha)} if choice else set())
+        write_judgement(
+            report, beside.only([found[place].name for place in shown]), title=f"{ends[0]} to {ends[1]}",
+            note=f"{note_of(test, found)} {told}", settings=settings, first=alpha_figure(alphas, lines, choice, PAGE),
+        )  # fmt: skip
+        print(f"The page is {report}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -100,7 +101,7 @@ def evaluate_command(
         gallery_texts: texts of the gallery.
     """
     if report is not None:
-        _check_report(report)
+        check_report(report, "mixcontrast.report.page")
     if (labels is None) == (qrels is None):
         raise ValueError("Say what is relevant by --labels or by --qrels. Got both or neither; give one of them.")
     if clusters and labels is None:
@@ -210,12 +211,21 @@ def evaluate_command(
         print(f"The page is {report}")
 
 
-def _check_report(report: Path) -> None:
-    """One line before anything is searched, rather than after."""
+def check_report(report: Path, page: str) -> None:
+    """One line before anything is searched, rather than after.
+
+    Args:
+        report: the file.
+        page: the module that writes it.
+
+    Raises:
+        ValueError: no .html file.
+        ModuleNotFoundError: packages that pages need are not installed.
+    """
     if report.suffix != ".html":
         raise ValueError(f"--report is an .html file. Got {report}; name it so.")
     try:
-        import mixcontrast.report.page  # noqa: F401
+        importlib.import_module(page)
     except ImportError as error:
         raise ModuleNotFoundError(f"--report needs more packages: {error}; pip install 'mixcontrast[report]'") from None
 

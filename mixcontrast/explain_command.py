@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from mixcontrast.data.pair_data import PairData
 from mixcontrast.explanation import Explanation, explain
 from mixcontrast.explanation.sphere import most_moved
 from mixcontrast.fit_command import fit_parser
-from mixcontrast.fit_errors import parse
+from mixcontrast.fit_errors import build, parse
 from mixcontrast.mixers import DeepMetrix, Mixer
 from mixcontrast.report.explained import kinds_table, mixtures_table, write_csv, write_picture
 from mixcontrast.training.one_batch import look_at_batches
@@ -44,8 +46,9 @@ def explain_command(arguments: list[str]) -> None:
         recipe = config.config[-1] if config.config else "recipe"
         config.out = Path("runs") / f"{Path(str(recipe)).stem}-explained"
     lightning.seed_everything(config.seed, verbose=False)
-    ready = parser.instantiate(config)
+    ready = build(parser, config)
     module, data = ready.model, ready.data
+    module.prepare(data)
     if not isinstance(module.criterion, Mixer | DeepMetrix):
         name = "none" if module.criterion is None else type(module.criterion).__name__
         raise ValueError(
@@ -54,7 +57,7 @@ def explain_command(arguments: list[str]) -> None:
     if config.checkpoint is not None:
         load_weights(module, config.checkpoint)
     found = explained_batch(module, data, after=config.after, seed=config.seed, trainer=ready.trainer.as_dict())
-    names = list(data.train_examples.names) or None
+    names = (list(data.train_examples.names) or None) if not isinstance(data, PairData) else None
     anchors = most_moved(found, config.anchors)
     header, rows = mixtures_table(found, anchors, names)
     write_csv(config.out / "mixtures.csv", header, rows)
@@ -119,6 +122,9 @@ def explained_batches(
     found: list[Explanation] = []
 
     def look(criterion: torch.nn.Module, inputs: tuple[Any, ...], labels: torch.Tensor) -> None:
+        if labels.device.type != "cpu":  # what is explained is drawn and counted there
+            criterion, labels = copy.deepcopy(criterion).cpu(), labels.cpu()
+            inputs = tuple(part.cpu() if isinstance(part, torch.Tensor) else _on_cpu(part) for part in inputs)
         inputs = tuple(part.detach() if isinstance(part, torch.Tensor) else part for part in inputs)
         classes = labels if labels.ndim == 1 and not labels.is_floating_point() else None
         found.append(explain(criterion, *inputs, classes=classes))
@@ -129,6 +135,10 @@ def explained_batches(
             f"A run must have a batch behind {after} steps. Got {len(found)} of {batches}; take fewer, by --after."
         )
     return found
+
+
+def _on_cpu(part: Any) -> Any:
+    return copy.deepcopy(part).cpu() if isinstance(part, torch.nn.Module) else part
 
 
 def show(found: Explanation, anchors: list[int], names: list[str] | None, shown: int, console: Console) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import lightning
 import torch
@@ -17,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
-from mixcontrast.fit_errors import parse
+from mixcontrast.fit_errors import build, parse
 from mixcontrast.training.callbacks import Bar, RetrievalCallback
 from mixcontrast.training.fitting import FitModule
 from mixcontrast.training.measures import Measures
@@ -66,6 +67,7 @@ def fit_parser(
     parser.add_argument(
         "--save_every", type=int, default=500, help="Steps between writes of last.ckpt; each epoch writes it as well."
     )
+    _whole_numbers_first()
     parser.add_lightning_class_args(lightning.Trainer, "trainer")
     parser.add_lightning_class_args(FitModule, "model", subclass_mode=True)
     parser.add_lightning_class_args(lightning.LightningDataModule, "data", subclass_mode=True)
@@ -74,11 +76,42 @@ def fit_parser(
     return parser
 
 
+def _whole_numbers_first() -> None:
+    """Makes `limit_train_batches: 1` one batch, never the share 1.0, which is all.
+
+    typing keeps `Union[int, float]` and `Union[float, int]` as one, whichever a process made first, and the first that
+    fits is what a number of a recipe becomes; sentence-transformers makes the other.
+    """
+    kinds = lightning.Trainer.__init__.__annotations__
+    for name, kind in kinds.items():
+        if {int, float} <= set(get_args(kind)):
+            kinds[name] = int | float | None
+
+
 def fit_command(arguments: list[str]) -> None:
     """Runs `mixcontrast fit` with the arguments behind it.
 
     Raises:
         SystemExit: status 2 and one line for what the user can mend.
+    """
+    fit(arguments)
+
+
+def fit(arguments: list[str], *, callbacks: Sequence[lightning.Callback] = (), judged: bool = True) -> RunFolder:
+    """Trains by a recipe, or goes on, and judges.
+
+    Args:
+        arguments: of the command.
+        callbacks: further ones, which see what the judges of the validation part logged; one that sets
+            `trainer.should_stop` ends the run.
+        judged: False: trains and looks at the validation part alone; the test part is never read, and there are no
+            results.
+
+    Returns:
+        The folder of the run.
+
+    Raises:
+        ValueError: in one line, what the user can mend.
     """
     parser = fit_parser()
     config = parse(parser, arguments)
@@ -94,18 +127,22 @@ def fit_command(arguments: list[str]) -> None:
     if folder.finished:
         line = f"{folder.path} is finished. Nothing to do; its results are in results.md."
         console.print(line, highlight=False, soft_wrap=True)
-        return
+        return folder
     with warnings.catch_warnings():
         quieten()
         lightning.seed_everything(config.seed, verbose=False)
-        ready = parser.instantiate(config)
-        _fit(folder, ready, console)
+        ready = build(parser, config)
+        _fit(folder, ready, console, callbacks, judged)
+    return folder
 
 
-def _fit(folder: RunFolder, ready: Namespace, console: Console) -> None:
+def _fit(
+    folder: RunFolder, ready: Namespace, console: Console, callbacks: Sequence[lightning.Callback], judged: bool
+) -> None:
     """Trains, then judges the best checkpoint, or the last where there is no validation part."""
     module, data, seed = ready.model, ready.data, ready.seed
-    if not data.test_dataloader():
+    module.prepare(data)
+    if judged and not data.test_dataloader():
         raise ValueError("A run is judged. Got no test part; set a test_share above 0.")
     begun = folder.last.exists()
     step = step_of(folder.last) if begun else 0
@@ -115,6 +152,7 @@ def _fit(folder: RunFolder, ready: Namespace, console: Console) -> None:
     retrieval = next((judge for judge in judges if isinstance(judge, RetrievalCallback)), None)
     own: list[lightning.Callback] = [
         *judges,
+        *callbacks,
         Measures(retrieval),
         Repeatable(seed),
         StopAtNaN(),
@@ -134,6 +172,8 @@ def _fit(folder: RunFolder, ready: Namespace, console: Console) -> None:
         raise ValueError(str(error)) from None
     if trainer.is_global_zero:
         folder.begin(seed, trainer.strategy.root_device.type)
+        if not begun:
+            module.begun(folder.path, folder.config)
         how = f"goes on after step {step:,}" if begun else "begins"
         console.print(f"{folder.path} {how}, on {trainer.strategy.root_device.type}", highlight=False, soft_wrap=True)
     start, cpu_start = time.perf_counter(), time.process_time()
@@ -152,6 +192,8 @@ def _fit(folder: RunFolder, ready: Namespace, console: Console) -> None:
     if not trainer.is_global_zero:
         return
     folder.merge_logs()
+    if not judged:
+        return
     chosen = folder.best if folder.best.exists() else folder.last
     module.load_state_dict(torch.load(chosen, map_location="cpu", weights_only=True)["state_dict"])
     module.to(trainer.strategy.root_device)
@@ -162,6 +204,7 @@ def _fit(folder: RunFolder, ready: Namespace, console: Console) -> None:
         "CPU seconds of this start": round(time.process_time() - cpu_start, 1), "from step": step,
         "monitor": name if watched else None,
     }  # fmt: skip
+    module.ended(folder.path, folder.config)
     folder.finish(found, facts)
     console.print(found.to_markdown(), highlight=False, markup=False, soft_wrap=True)
     console.print(f"{chosen.name} judged on the test part; all is in {folder.path}/", highlight=False, soft_wrap=True)

@@ -45,6 +45,24 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
         raise BadConfig(one_line(str(error), [action.dest for action in parser._actions])) from None
 
 
+def build(parser: ArgumentParser, config: Namespace) -> Namespace:
+    """What a config describes, built.
+
+    Raises:
+        BadConfig: in one line, what a class refused, without jsonargparse's words around it.
+    """
+    try:
+        return parser.instantiate(config)
+    except ValueError as error:
+        text = str(error)
+        if not text.startswith("Does not validate against"):
+            raise
+        told = [re.split(r"\s+(?:Subtypes|Given value type): ", part)[0] for part in re.split(r"\n\s*- ", text)[1:]]
+        of_types = ("Does not validate", "Expected a <class ", "Import path ")
+        reasons = [reason for reason in told if not reason.startswith(of_types)]
+        raise BadConfig(" ".join((reasons or [text])[0].split())) from None
+
+
 def one_line(text: str, top: list[str]) -> str:
     """jsonargparse's message as a line.
 

@@ -10,11 +10,12 @@ from typing import Any, Literal
 import numpy as np
 
 from mixcontrast.environment import environment
+from mixcontrast.evaluation_commands import check_report
 from mixcontrast.files import write_json, write_whole
 from mixcontrast.judge.collection import Collection
 from mixcontrast.judge.judgement import Judgement
 from mixcontrast.judge.reading import Files, read_collection
-from mixcontrast.judge.subject import Running, judged, open_subject
+from mixcontrast.judge.subject import Running, Subject, judged, open_subject
 from mixcontrast.judge.tables import Beside
 
 
@@ -37,6 +38,7 @@ def judge_command(
     device: str = "auto",
     precision: Literal["float32", "bfloat16", "float16"] = "float32",
     out: Path = Path("runs/judge"),
+    report: Path | None = None,
 ) -> None:
     """Judges a model of two towers: retrieval both ways, zero-shot classification, calibration, geometry.
 
@@ -46,7 +48,8 @@ def judge_command(
     first. Of domains that were held out of training apart, so that what fine-tuning forgets is seen.
 
     Args:
-        what: open_clip:NAME/TAG_OR_FILE, open_clip:NAME with --weights, or open_clip:local-dir:FOLDER.
+        what: the folder of a run of mixcontrast fit, judged before and after on its own test part; or
+            open_clip:NAME/TAG_OR_FILE, open_clip:NAME with --weights, or open_clip:local-dir:FOLDER.
         weights: files of weights of this model, joined by commas (zeroshot.pt,finetuned.pt), judged beside each other.
         pairs: a CSV file with a row for each image and caption that belong together.
         classes: for zero-shot classification, a folder whose subfolders are classes, or a CSV file, a row an image.
@@ -64,16 +67,16 @@ def judge_command(
         device: cpu, cuda, mps, or auto for the fastest there is.
         precision: of the towers' arithmetic (autocast).
         out: a folder for results.json, results.md, and for each weights and task a folder that compare reads.
+        report: an HTML page to look at: tables, intervals, reliability, domains, the modality gap.
     """
+    if report is not None:
+        check_report(report, "mixcontrast.report.judgement_page")
     running = Running(batch_size, num_workers, device, precision)
     files = Files(
         pairs, classes, templates, descriptions, image_column, text_column, label_column, domain_column, split_column,
         as_names(held_out),
     )  # fmt: skip
-    collection = read_collection(files)
-    if collection is None:
-        raise ValueError(f"Judging needs test rows. Got none in the column {split_column}; leave --split_column out.")
-    subject = open_subject(what, [Path(name) for name in as_names(weights)], model_config)
+    subject, collection = opened(what, [Path(name) for name in as_names(weights)], files, model_config)
     found = list(judged(subject, collection, running))
     beside = Beside(found, collection)
     page = f"# {what}, judged\n\n{note_of(collection, found)}\n\n{beside.to_markdown()}\n"
@@ -86,6 +89,31 @@ def judge_command(
     write_json(out / "results.json", {**beside.to_dict(), "settings": settings, "environment": environment(device)})
     write_whole(out / "results.md", lambda file: file.write_text(page, encoding="utf-8"))
     print(f"All is in {out}/")
+    if report is not None:
+        from mixcontrast.report.judgement_page import write_judgement
+
+        write_judgement(
+            report, beside, title=f"{what}, judged", note=note_of(collection, found), settings=settings
+        )
+        print(f"The page is {report}")
+
+
+def opened(
+    what: str, weights: Sequence[Path], files: Files, model_config: Path | None = None
+) -> tuple[Subject, Collection]:
+    """The model, and what it is judged on; files are read before a model that is opened from elsewhere.
+
+    Raises:
+        ValueError: as `open_subject` and `read_collection`; nothing to test on.
+    """
+    is_run = Path(what).is_dir()
+    collection = None if is_run else read_collection(files)
+    subject = open_subject(what, weights, model_config)
+    collection = subject.collection(files) if is_run else collection
+    if collection is None:
+        where = f"the column {files.split_column}" if files.split_column else f"the data of {what}"
+        raise ValueError(f"Judging needs test rows. Got none in {where}; have a test part.")
+    return subject, collection
 
 
 def as_names(given: str | None) -> tuple[str, ...]:

@@ -285,7 +285,8 @@ class _Walk:
     def _sum(self, tiles: list[list[Part]]) -> list[Part]:
         """The parts of all tiles, of all ranks, added up."""
         flat = [[x for part in parts for x in (part.total, part.count, part.kept)] for parts in tiles]
-        table = [[torch.as_tensor(x, dtype=torch.float64, device=self.device) for x in row] for row in flat]
+        wide = dict(dtype=torch.float64, device=self.device)
+        table = [[x.to(**wide) if isinstance(x, Tensor) else torch.full((), x, **wide) for x in row] for row in flat]
         numbers = torch.stack([torch.stack(row) for row in table]).sum(dim=0) * (not self.idle)
         self.ranks.sum([numbers])
         plan = self.plans[0]

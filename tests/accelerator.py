@@ -7,8 +7,9 @@ by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,8 @@ class Waits(TorchDispatchMode):
     """Raises where an operation makes the host wait for the device."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].device.type == "cpu":
+            return 0  # the host's own numbers (a seed) are read for free
         try:
             out = func(*args, **(kwargs or {}))
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
@@ -44,9 +47,13 @@ class Waits(TorchDispatchMode):
         return out
 
 
-def backward(loss: Tensor) -> dict[Tensor, Tensor]:
-    """The gradients of the leaves of a loss. Torch's own engine asks for a real device, so the graph is walked here."""
-    order, seen, stack = [], set(), [(loss.grad_fn, False)]
+def backward(*outputs: Tensor, of: Sequence[Tensor | None] | None = None) -> dict[Tensor, Tensor]:
+    """The gradients of the leaves of a loss. Torch's own engine asks for a real device, so the graph is walked here.
+
+    Args:
+        outputs: a loss, or what a gradient `of` each is given.
+    """
+    order, seen, stack = [], set(), [(output.grad_fn, False) for output in outputs]
     while stack:
         node, done = stack.pop()
         if done:
@@ -55,9 +62,11 @@ def backward(loss: Tensor) -> dict[Tensor, Tensor]:
             seen.add(node)
             stack.append((node, True))
             stack += [(after, False) for after, _ in node.next_functions if after is not None]
-    waiting: dict[Any, dict[int, Tensor]] = {loss.grad_fn: {0: torch.ones_like(loss)}}
+    waiting: dict[Any, dict[int, Tensor]] = {}
     leaves = {}
     with torch.no_grad():
+        for output, gradient in zip(outputs, of or [torch.ones_like(output) for output in outputs], strict=True):
+            waiting.setdefault(output.grad_fn, {})[output.output_nr] = gradient
         for node in reversed(order):
             given = waiting.pop(node, {})
             if hasattr(node, "variable"):
@@ -117,6 +126,11 @@ class PretendedGPU:
         return module
 
     def step(self, criterion: Callable[..., Tensor], *inputs: Any) -> dict[Tensor, Tensor]:
-        """Forward and backward pass; the gradients of the leaves."""
-        with self.mode, Waits():
+        """Forward and backward pass, and those inside them; the gradients of the leaves."""
+        with self.mode, Waits(), patch("torch.autograd.grad", _grad):
             return backward(criterion(*inputs))
+
+
+def _grad(outputs: Tensor | Sequence[Tensor], inputs: Sequence[Tensor], grads=None, **_: bool) -> tuple:
+    found = backward(*([outputs] if isinstance(outputs, Tensor) else outputs), of=grads)
+    return tuple(found.get(leaf) for leaf in inputs)

@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from mixcontrast.data import Examples
+from mixcontrast.data import Captioned, Examples
 
 WIDTH = 12
 
@@ -45,6 +45,31 @@ class Measured(Examples):
 
     def __getitem__(self, row: int) -> Tensor:
         return torch.from_numpy(self.rows[row])
+
+
+class CaptionedVectors(Captioned):
+    """Noisy points around one centre a class, in two spaces, two captions and three images a class."""
+
+    def __init__(self, *, num_classes: int = 40, noise: float = 0.4) -> None:
+        rng = np.random.default_rng(0)
+        self.groups = np.arange(num_classes).repeat(3)
+        texts = np.arange(num_classes).repeat(2)
+        self.captions = tuple(f"caption {number} of {label}" for number, label in enumerate(texts))
+        self.pairs = np.array([(i, t) for i, a in enumerate(self.groups) for t, b in enumerate(texts) if a == b])
+        self.image_names = tuple(f"image {row}" for row in range(len(self.groups)))
+        self.domains = np.array(["north", "south", "west"] * num_classes)
+        centres = rng.normal(size=(num_classes, WIDTH))
+        turned = centres @ rng.normal(size=(WIDTH, WIDTH)) / WIDTH**0.5
+        self.image_rows, self.text_rows = (
+            torch.from_numpy((table[labels] + noise * rng.normal(size=(len(labels), WIDTH))).astype(np.float32))
+            for table, labels in ((centres, self.groups), (turned, texts))
+        )
+
+    def image(self, row: int) -> Tensor:
+        return self.image_rows[row]
+
+    def caption(self, row: int) -> Tensor:
+        return self.text_rows[row]
 
 
 class Network(nn.Module):
@@ -110,6 +135,13 @@ MOCHI = of(
     num_hardest=6, num_pair_mixes=5, num_anchor_mixes=3, warmup_steps=2,
 )  # fmt: skip
 
+TOWERS = of("mixcontrast.models.FeatureTowers", embedding_dim=8, image_features=WIDTH, text_features=WIDTH)
+QUEUES = dict(
+    image_queue=of("mixcontrast.KeyQueue", size=24, dim=8, labels=True),
+    text_queue=of("mixcontrast.KeyQueue", size=24, dim=8, labels=True),
+)  # fmt: skip
+PAIRS = of("mixcontrast.data.PairData", pairs=of("tests.fitting.CaptionedVectors"), batch_size=16, held_out=["west"])
+
 RECIPES: dict[str, dict[str, Any]] = {
     "metric learning": {
         "trainer": TRAINER,
@@ -160,6 +192,16 @@ RECIPES: dict[str, dict[str, Any]] = {
             encoder=of("tests.fitting.Network"), criterion=of("mixcontrast.SupConLoss"), bins=4, optimizer=OPTIMIZER,
         ),
         "data": of("mixcontrast.data.ValuesData", examples=of("tests.fitting.Measured"), batch_size=16, augment=NOISE),
+    },
+    "image text": {
+        "trainer": TRAINER,
+        "model": of(
+            "mixcontrast.training.ImageText",
+            encoder=TOWERS, optimizer=OPTIMIZER, warmup_epochs=1, head_only_steps=2,
+            criterion=of("mixcontrast.MoCHi", loss=of("mixcontrast.ClipLoss", **QUEUES), num_hardest=6,
+                         num_pair_mixes=5, num_anchor_mixes=3),
+        ),
+        "data": PAIRS,
     },
     "direct regression": {
         "trainer": TRAINER,

@@ -10,6 +10,7 @@ import torch
 
 from mixcontrast.cli import main
 from mixcontrast.judge.alphas import read_alphas
+from tests.judge.drawings import draw, write_csv
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -18,7 +19,7 @@ with warnings.catch_warnings():
 TINY = {
     "embed_dim": 8,
     "vision_cfg": {"layers": 1, "width": 16, "head_width": 8, "patch_size": 8, "image_size": 16},
-    "text_cfg": {"context_length": 6, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1},
+    "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1},
 }
 
 
@@ -96,3 +97,51 @@ def test_bad_input_gets_one_line(folder, arguments, message) -> None:
         main(["ensemble", *arguments])
     assert message in str(raised.value) and "\n" not in str(raised.value)
     assert not (folder / "runs").exists()
+
+
+def test_each_alpha_is_judged_and_the_best_is_that_of_validation(folder, tiny, capsys) -> None:
+    write_csv(folder / "pairs.csv", draw(folder))
+    named = ["--pairs", "pairs.csv", "--label_column", "colour", "--domain_column", "hand", "--held_out", "cy"]
+    main(["ensemble", "zeroshot.pt", "finetuned.pt", "--alpha", "0,0.5,1", "--judge", f"open_clip:{tiny}", *named,
+          "--split_column", "part", "--out", "curve", "--report", "page.html"])  # fmt: skip
+    shown = capsys.readouterr().out
+    found = json.loads((folder / "curve" / "results.json").read_text())
+    assert found["alphas"] == [0, 0.5, 1] and list(found["weights"]) == ["alpha 0", "alpha 0.5", "alpha 1"]
+    assert len(found["curve"]) == 6  # three things, two parts
+    for line in found["curve"]:
+        for name, value in zip(found["weights"], line["values"], strict=True):
+            told = found["weights"][name][line["what"]][line["part"]]["metrics"][line["metric"]]
+            assert told == value
+    scores = found["chosen"]["validation"]
+    assert found["chosen"]["alpha"] == min(float(a) for a, v in scores.items() if v == max(scores.values()))
+    assert f"alpha {found['chosen']['alpha']:g} is best on the validation part" in shown
+    rows = {part: [{**row, "part": "test"} for row in draw(folder) if row["part"] == part] for part in ("val", "test")}
+    write_csv(folder / "test.csv", rows["test"])  # an end, judged by itself
+    named = ["--domain_column", "hand", "--held_out", "cy"]
+    main(["judge", f"open_clip:{tiny}", "--weights", "finetuned.pt", "--pairs", "test.csv", *named, "--out", "end"])
+    alone = json.loads((folder / "end" / "results.json").read_text())["weights"]["finetuned"]
+    assert all(value == found["weights"]["alpha 1"][what] for what, value in alone.items()) and len(alone) == 4
+    write_csv(folder / "val.csv", rows["val"])
+    main(["judge", f"open_clip:{tiny}", "--weights", "zeroshot.pt", "--pairs", "val.csv", "--out", "val"])
+    alone = json.loads((folder / "val" / "results.json").read_text())["weights"]["zeroshot"]
+    ways = [alone[way]["all"]["metrics"]["R@1"]["mean"] for way in ("image to text", "text to image")]
+    assert scores["0"] == pytest.approx(sum(ways) / 2)
+    assert (folder / "curve" / "curve.png").read_bytes()[:4] == b"\x89PNG"
+    svg = (folder / "curve" / "curve.svg").read_text()
+    assert "<svg" in svg
+    page = (folder / "page.html").read_text()
+    assert page.count("<svg") == 7 and "is best on the validation part" in page
+    assert (folder / "curve" / "alpha_0.5" / "image_to_text" / "queries.csv").exists()
+
+
+def test_without_validation_no_alpha_is_chosen(folder, tiny, capsys) -> None:
+    write_csv(folder / "pairs.csv", draw(folder))
+    main(["ensemble", "zeroshot.pt", "finetuned.pt", "--alpha", "0,1", "--judge", f"open_clip:{tiny}", "--pairs",
+          "pairs.csv", "--out", "curve"])  # fmt: skip
+    assert "No alpha is chosen: there is no validation part." in capsys.readouterr().out
+    assert json.loads((folder / "curve" / "results.json").read_text())["chosen"] is None
+
+
+def test_data_without_a_model_are_refused(folder) -> None:
+    with pytest.raises(SystemExit, match="Got no --judge"):
+        main(["ensemble", "zeroshot.pt", "finetuned.pt", "--pairs", "pairs.csv"])

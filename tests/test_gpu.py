@@ -25,6 +25,7 @@ from mixcontrast import (
     SupConLoss,
     SupReMix,
     SynCo,
+    Tiled,
 )
 from mixcontrast.mixers.pool import largest
 from tests.losses.cases import CASES as LOSSES
@@ -145,6 +146,8 @@ CRITERIA: dict[str, tuple[Callable[[], nn.Module], Any]] = {  # and what follows
     "clip-queues": (lambda: MoCHi(ClipLoss(image_queue=queue(), text_queue=queue(), same_modality=True), **FEW),
                     "towers"),
     "rank-n-contrast": (RankNContrastLoss, VALUES),
+    "tiled-mochi": (lambda: Tiled(MoCHi(SupConLoss(), **FEW), rows=24), CLASSES),
+    "tiled-clip": (lambda: Tiled(ClipLoss(), rows=10), "towers"),
 }  # fmt: skip
 each_criterion = pytest.mark.parametrize("name", CRITERIA)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -145,3 +146,23 @@ def test_bad_input_gets_one_line(folder, tmp_path, arguments, message) -> None:
         main(["judge", *arguments, "--out", str(tmp_path / "x")])
     assert message in str(raised.value) and "\n" not in str(raised.value)
     assert not Path(tmp_path / "x").exists()
+
+
+def test_the_page(folder, tmp_path) -> None:
+    """Self-contained, with every number of the tables, a picture of each kind, and names escaped."""
+    main(["judge", "open_clip:tiny_judged", "--weights", "zeroshot.pt,finetuned.pt", "--pairs", "pairs.csv", *DOMAINS,
+          "--out", str(tmp_path / "x"), "--report", str(tmp_path / "page.html")])  # fmt: skip
+    page = (tmp_path / "page.html").read_text()
+    found = json.loads((tmp_path / "x" / "results.json").read_text())
+    for name in ("zeroshot", "finetuned"):
+        for way in ("image to text", "text to image", "zero-shot, templates"):
+            for metric in found["weights"][name][way]["held-out"]["metrics"].values():
+                assert f"{metric['mean']:.3f}" in page and f"{metric['low']:.3f} to {metric['high']:.3f}" in page
+    assert page.count("<svg") == 6 and "<script" not in page
+    assert not re.search(r'(src|<link[^>]*href|<a[^>]*href)="(?!data:|#)', page)  # all is in the file
+    ids = [part.split('"')[0] for part in page.split(' id="')[1:]]
+    assert len(set(ids)) == len(ids)
+    assert "#0a0b" not in page and "var(--one)" in page and "var(--k2)" in page and "currentColor" in page
+    for refused, message in ((tmp_path / "page.txt", "--report is an .html file"),):
+        with pytest.raises(SystemExit, match=message):
+            main(["judge", *NAMED, "--pairs", "pairs.csv", "--report", str(refused)])

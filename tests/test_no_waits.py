@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from torch import nn
 from mixcontrast import (
     ClipLoss,
     ContrastiveLoss,
+    CyClipLoss,
     DeepMetrix,
     GeodesicMixup,
     InfoNCE,
@@ -17,9 +20,12 @@ from mixcontrast import (
     Metrix,
     MoCHi,
     MultiSimilarityLoss,
+    ProxyNCALoss,
     RankNContrastLoss,
+    SigLipLoss,
     SupConLoss,
     SupReMix,
+    Tiled,
 )
 from tests.accelerator import PretendedGPU, Waits, backward
 from tests.losses.cases import CASES as LOSSES
@@ -74,6 +80,26 @@ def test_of_others(name) -> None:
     assert step_on(make(), torch.randn(12, 8, requires_grad=True), *second)
 
 
+TILED = {
+    "sup-con": (SupConLoss, (CLASSES,)),
+    "over-all-pairs": (lambda: ContrastiveLoss(per_anchor=False, only_violated=True), (CLASSES,)),
+    "cyclip": (lambda: CyClipLoss(ClipLoss()), (torch.randn(12, 8, requires_grad=True), torch.tensor(9.0))),
+    "m3-clip": (lambda: GeodesicMixup(ClipLoss()), (torch.randn(12, 8), torch.tensor(9.0, requires_grad=True))),
+    "siglip": (SigLipLoss, (torch.randn(12, 8), torch.tensor(9.0), torch.tensor(-3.0))),
+    "mochi-queue": (lambda: MoCHi(InfoNCE(queue=KeyQueue(30, 8)), **FEW), (torch.randn(12, 8),)),
+    "metrix-drawn": (lambda: Metrix(ProxyNCALoss(4, 8), num_mixtures=6), (CLASSES,)),
+    "supremix": (lambda: SupReMix(SupConLoss()), (torch.rand(12),)),
+}
+
+
+@pytest.mark.parametrize("name", TILED)
+def test_of_tiles(name, monkeypatch) -> None:
+    monkeypatch.setattr("torch.random.fork_rng", lambda devices: nullcontext())  # asks for the driver
+    make, second = TILED[name]
+    leaves = 1 + sum(x.requires_grad for x in second) + (name == "metrix-drawn")
+    assert step_on(Tiled(make(), rows=5), torch.randn(12, 8, requires_grad=True), *second) == leaves
+
+
 @pytest.mark.parametrize("layer", [None, "1"])
 @pytest.mark.parametrize("num_mixtures", [None, 7])
 def test_of_deep_mixing(layer, num_mixtures) -> None:
@@ -117,6 +143,7 @@ WITHOUT = {
     "largest": lambda x, cpu: x.topk(2).indices,
     "an index": lambda x, cpu: x[torch.arange(2, device=x.device)],
     "drawn": lambda x, cpu: torch.rand(3, device=x.device),
+    "a seed of the host": lambda x, cpu: torch.manual_seed(int(torch.randint(9, (1,)))),
 }
 
 

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mixcontrast.data.augmentation import Augmentation, CropAndFlip, ResizeAndCrop, Steps, VectorNoise, ViewOfImage
+    from mixcontrast.data.captions import Captioned, CaptionFolder, CaptionTable, CaptionTars
+    from mixcontrast.data.emoji_captions import EmojiCaptionFeatures, EmojiCaptions
     from mixcontrast.data.emoji_examples import EmojiFeatures, EmojiImages
     from mixcontrast.data.examples import Examples
     from mixcontrast.data.image_files import ImageFolder, ImageTable
     from mixcontrast.data.modules import ClassData, ValuesData, ViewsData
+    from mixcontrast.data.pair_data import PairData
     from mixcontrast.data.published import CUB200, AgeDB, Cars196, ImageNet100, InShop, StanfordOnlineProducts
     from mixcontrast.data.sampler import MPerClassBatchSampler, ShuffledBatchSampler
     from mixcontrast.data.splits import Parts
@@ -23,10 +26,13 @@ if TYPE_CHECKING:
 
 _FILES = {
     "augmentation": ("Augmentation", "CropAndFlip", "ResizeAndCrop", "Steps", "VectorNoise", "ViewOfImage"),
+    "captions": ("CaptionFolder", "CaptionTable", "CaptionTars", "Captioned"),
+    "emoji_captions": ("EmojiCaptionFeatures", "EmojiCaptions"),
     "emoji_examples": ("EmojiFeatures", "EmojiImages"),
     "examples": ("Examples",),
     "image_files": ("ImageFolder", "ImageTable"),
     "modules": ("ClassData", "ValuesData", "ViewsData"),
+    "pair_data": ("PairData",),
     "published": ("AgeDB", "CUB200", "Cars196", "ImageNet100", "InShop", "StanfordOnlineProducts"),
     "sampler": ("MPerClassBatchSampler", "ShuffledBatchSampler"),
     "splits": ("Parts",),
@@ -40,9 +46,15 @@ __all__ = [
     "AgeDB",
     "Augmentation",
     "CUB200",
+    "CaptionFolder",
+    "CaptionTable",
+    "CaptionTars",
+    "Captioned",
     "Cars196",
     "ClassData",
     "CropAndFlip",
+    "EmojiCaptionFeatures",
+    "EmojiCaptions",
     "EmojiFeatures",
     "EmojiImages",
     "Examples",
@@ -52,6 +64,7 @@ __all__ = [
     "ImageTable",
     "InShop",
     "MPerClassBatchSampler",
+    "PairData",
     "Parts",
     "ResizeAndCrop",
     "ShuffledBatchSampler",

@@ -196,6 +196,10 @@ class WebDataset(Items):
             raise ValueError("the text is empty")
         return text
 
+    def raw(self, index: int) -> bytes:
+        """The bytes of the item."""
+        return _bytes(self.items[index])
+
     def where(self, index: int) -> str:
         return f"{self.items[index][0]}, item {self.ids[index]}"
 
@@ -264,7 +268,7 @@ def open_items(
     if data.endswith(".tar"):
         if of_csv or part or text_column not in (None, "txt"):
             raise ValueError("A WebDataset takes --text_column txt, and no other column. Leave the others out.")
-        items: Items = WebDataset(_tars(data), texts=text_column == "txt")
+        items: Items = WebDataset(tars(data), texts=text_column == "txt")
     elif path.suffix == ".csv" and path.is_file():
         items = CsvItems(
             path, image_column=image_column, text_column=text_column, id_column=id_column, columns=columns
@@ -303,7 +307,8 @@ def on_white(image: Image.Image) -> Image.Image:
     return white.convert("RGB")
 
 
-def _tars(pattern: str) -> list[Path]:
+def tars(pattern: str) -> list[Path]:
+    """The files that a pattern with braces names: `shards/{000..009}.tar`."""
     import braceexpand
 
     return [Path(name) for name in braceexpand.braceexpand(pattern)]

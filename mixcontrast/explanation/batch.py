@@ -51,6 +51,17 @@ class Explanation:
     pairs: Pairs
     hardness: Hardness
 
+    def hardest_negative(self) -> Tensor:
+        """(A,) the similarity of each anchor's hardest negative before mixing; -inf where it has none."""
+        hardest = torch.full((self.pairs.shape[0],), -torch.inf)
+        for block in self.pairs.real:
+            like = block.similarity.detach()
+            target, weight = (torch.as_tensor(cells).expand_as(like) for cells in (block.target, block.weight))
+            if like.shape[1]:
+                cells = torch.where((target == 0) & (weight > 0), like, -torch.inf)
+                hardest = torch.maximum(hardest, cells.amax(dim=1).float())
+        return hardest
+
     def false_negatives(self, kind: Made) -> FalseNegatives | None:
         """How many mixtures of a kind are negatives made of the anchor's own class.
 

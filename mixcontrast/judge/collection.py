@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from mixcontrast.data.examples import open_image
 from mixcontrast.wording import nearest
@@ -50,7 +51,7 @@ class Collection:
     """Images with what is known of them.
 
     Attributes:
-        images: N images; an index opens one.
+        images: N images, or features of them; an index opens one.
         image_names: N texts, by which queries are told.
         texts: M captions, each once.
         pairs: (P, 2) int64: row of an image, row of a caption of it; several of either. None: no captions.
@@ -59,12 +60,13 @@ class Collection:
         classifiers: name to the texts of a zero-shot classifier of these classes.
         domains: (N,) texts, where each image is from; None: one domain.
         held_out: domains that were not trained on; none: nothing is told apart.
+        prepared_texts: M captions as the text tower takes them, where they are features; None: they are tokenized.
 
     Raises:
         ValueError: a domain held out that no image is from, or all of them.
     """
 
-    images: Sequence[Image.Image]
+    images: Sequence[Image.Image | Tensor]
     image_names: Sequence[str]
     texts: Sequence[str] = ()
     pairs: np.ndarray | None = None
@@ -73,6 +75,7 @@ class Collection:
     classifiers: dict[str, Classifier] = field(default_factory=dict)
     domains: np.ndarray | None = None
     held_out: tuple[str, ...] = ()
+    prepared_texts: Sequence[Tensor] | None = None
 
     def __post_init__(self) -> None:
         known = [] if self.domains is None else np.unique(self.domains).tolist()

@@ -41,6 +41,7 @@ class Embedder:
         num_workers: processes that open images.
         device: where the towers run; they must be there.
         precision: of their arithmetic (autocast).
+        transform: an image to what the image tower takes; None: the towers' own.
         advance: told how many images and texts are done, each batch.
 
     Raises:
@@ -56,13 +57,20 @@ class Embedder:
         num_workers: int = 0,
         device: str = "cpu",
         precision: str = "float32",
+        transform: Callable[[Image.Image], Tensor] | None = None,
         advance: Callable[[int], None] = lambda count: None,
     ) -> None:
         self.towers, self.collection, self.advance = towers, collection, advance
         self.batch_size, self.num_workers = batch_size, num_workers
         self.device, self.precision = device, precision
+        self.transform = towers.transform if transform is None else transform
+        self.texts = list(dict.fromkeys(collection.all_texts()))  # each once; the captions first, as they are
         self._images: list[Tensor] | None = None
         self._tokens: list[Tensor] | None = None
+
+    def __len__(self) -> int:
+        """How many images and texts are embedded."""
+        return len(self.collection.images) + len(self.texts)
 
     def judge(self, name: str) -> Judgement:
         """What the weights that the towers have reach."""
@@ -83,7 +91,8 @@ class Embedder:
                 texts = self._embedded("text", self._of_texts(), self.towers.encode_text)
         finally:
             self.towers.train(training)
-        return images, texts
+        row = {text: number for number, text in enumerate(self.texts)}
+        return images, texts[torch.tensor([row[text] for text in self.collection.all_texts()])]
 
     def _embedded(self, kind: str, batches: Iterator[Tensor], encode: Callable[..., Tensor]) -> Tensor:
         found = []
@@ -94,7 +103,7 @@ class Embedder:
         whole = torch.isfinite(table).all(dim=1)
         if not bool(whole.all()):
             row = int((~whole).nonzero()[0])
-            names = self.collection.image_names if kind == "image" else self.collection.all_texts()
+            names = self.collection.image_names if kind == "image" else self.texts
             raise ValueError(
                 f"Embeddings must be finite. Got NaN or infinity for {int((~whole).sum())} of {len(table)} {kind}s, "
                 f"first {names[row]!r}; take --precision float32, or look at the weights."
@@ -106,7 +115,7 @@ class Embedder:
             yield from self._images
             return
         loader = DataLoader(
-            _Prepared(self.collection.images, self.towers.transform), self.batch_size, num_workers=self.num_workers
+            _Prepared(self.collection.images, self.transform), self.batch_size, num_workers=self.num_workers
         )
         kept: list[Tensor] = []
         size = 0
@@ -122,20 +131,22 @@ class Embedder:
 
     def _of_texts(self) -> Iterator[Tensor]:
         if self._tokens is None:
-            texts = self.collection.all_texts()
-            self._tokens = [
-                self.towers.tokenize(list(texts[start : start + self.batch_size]))
-                for start in range(0, len(texts), self.batch_size)
-            ]
+            texts, prepared = self.texts, self.collection.prepared_texts
+            done = 0 if prepared is None else len(prepared)
+            step = self.batch_size
+            starts, others = range(0, done, step), range(done, len(texts), step)
+            self._tokens = [torch.stack([prepared[row] for row in range(a, min(a + step, done))]) for a in starts]
+            self._tokens += [self.towers.tokenize(texts[start : start + step]) for start in others]
         yield from self._tokens
 
 
 class _Prepared(Dataset):
-    def __init__(self, images: Sequence[Image.Image], transform: Callable[[Image.Image], Tensor]) -> None:
+    def __init__(self, images: Sequence[Image.Image | Tensor], transform: Callable[[Image.Image], Tensor]) -> None:
         self.images, self.transform = images, transform
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, row: int) -> Tensor:
-        return self.transform(self.images[row])
+        image = self.images[row]
+        return image if isinstance(image, Tensor) else self.transform(image)

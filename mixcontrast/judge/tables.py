@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from mixcontrast.judge.collection import HELD_OUT, Collection
+from mixcontrast.judge.collection import Collection
 from mixcontrast.judge.judgement import Judgement, differences, intervals, of_part
 from mixcontrast.retrieval import Interval
 
@@ -34,12 +35,14 @@ class Table:
         columns: of its cells.
         rows: weights by weights, part by part.
         signed: whether its cells are differences.
+        of_domains: whether a row is a domain and a column a weights, else the other way around.
     """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     signed: bool = False
+    of_domains: bool = False
 
 
 class Beside:
@@ -56,6 +59,25 @@ class Beside:
         self.changed: dict[str, Told] = {
             found.name: differences(self.judged[0], found, collection.parts) for found in self.judged[1:]
         }
+        self.domains: dict[str, dict[str, dict[str, Interval]]] = {  # of the first metric, weights, thing, domain
+            found.name: {
+                what: {
+                    str(domain): queries.interval(next(iter(queries.values)))
+                    for domain, queries in evaluation.per_group("domain").items()
+                }
+                for what, evaluation in found.evaluations().items()
+                if len(np.unique(evaluation.attributes.get("domain", ()))) > 1
+            }
+            for found in self.judged
+        }
+
+    def only(self, names: Sequence[str]) -> Beside:
+        """The same of some of the weights, the first among them; nothing is computed again."""
+        found = copy.copy(self)
+        found.judged = [each for each in self.judged if each.name in names]
+        for told in ("told", "changed", "domains"):
+            setattr(found, told, {name: each for name, each in getattr(self, told).items() if name in names})
+        return found
 
     def tables(self) -> list[Table]:
         """All of them: what is judged, with differences from the first weights below, domains, geometry."""
@@ -75,6 +97,12 @@ class Beside:
         """Every table under its title."""
         return "\n\n".join(f"## {table.title}\n\n{table_markdown(table)}" for table in self.tables())
 
+    def differences_markdown(self) -> str:
+        """The tables of differences alone."""
+        return "\n\n".join(
+            f"### {table.title}\n\n{table_markdown(table)}" for table in self.tables() if table.signed
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON, which has no NaN: where one query gives no interval, its ends are null."""
         found: dict[str, Any] = {}
@@ -88,14 +116,16 @@ class Beside:
                     }
                     for part, metrics in self.told[judgement.name][what].items()
                 }
-                if "domain" in evaluation.attributes:
+                if what in self.domains[judgement.name]:
+                    metric = next(iter(evaluation.values))
                     of_weights[what]["by domain"] = {
-                        str(domain): {
-                            "part": self.collection.part_of(str(domain)), "num_queries": len(queries.queries),
-                            "metrics": {metric: as_dict(queries.interval(metric)) for metric in queries.values},
+                        domain: {
+                            "part": self.collection.part_of(domain),
+                            "num_queries": int((evaluation.attributes["domain"] == domain).sum()),
+                            metric: as_dict(interval),
                         }
-                        for domain, queries in evaluation.per_group("domain").items()
-                    }  # fmt: skip
+                        for domain, interval in self.domains[judgement.name][what].items()
+                    }
             for kind, classified in judgement.zero_shot.items():
                 for part, of_queries in of_weights[f"zero-shot, {kind}"].items():
                     if part != "by domain":
@@ -137,18 +167,15 @@ class Beside:
 
     def _by_domain(self, what: str) -> Table | None:
         """The first metric, a row a domain and a column a weights."""
-        if self.collection.domains is None or len(np.unique(self.collection.domains)) < 2:
+        if what not in self.domains[self.judged[0].name]:
             return None
-        groups = {found.name: found.evaluations()[what].per_group("domain") for found in self.judged}
-        first = self.judged[0].evaluations()[what]
-        metric = next(iter(first.values))
-        known = sorted(groups[self.judged[0].name], key=lambda domain: domain in self.collection.held_out)
+        metric = next(iter(self.judged[0].evaluations()[what].values))
+        known = sorted(self.domains[self.judged[0].name][what], key=lambda domain: domain in self.collection.held_out)
         rows = [
-            Row(f"{domain}", HELD_OUT if domain in self.collection.held_out else self.collection.part_of(str(domain)),
-                tuple(groups[name][domain].interval(metric) for name in groups))
+            Row(domain, self.collection.part_of(domain), tuple(found[what][domain] for found in self.domains.values()))
             for domain in known
-        ]  # fmt: skip
-        return Table(f"{what.capitalize()} by domain, {metric}", tuple(groups), tuple(rows))
+        ]
+        return Table(f"{what.capitalize()} by domain, {metric}", tuple(self.domains), tuple(rows), of_domains=True)
 
     def _geometry(self) -> Table:
         columns = tuple(next(iter(self.judged[0].geometry.values())))
@@ -164,7 +191,7 @@ class Beside:
 def table_markdown(table: Table) -> str:
     """A table in Markdown; the part has no column where there is one alone."""
     several = len({row.part for row in table.rows}) > 1
-    heads = ["domain" if " by domain" in table.title else "weights", *(["part"] if several else []), *table.columns]
+    heads = ["domain" if table.of_domains else "weights", *(["part"] if several else []), *table.columns]
     lines = [heads, ["---"] * len(heads)]
     for row in table.rows:
         cells = [written(cell, table.signed) for cell in row.cells]

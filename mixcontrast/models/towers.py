@@ -332,6 +332,7 @@ class FeatureTowers(Towers):
         super().__init__()
         if image_size < 32:
             raise ValueError(f"`image_size` must be at least 32, what the network can see. Got {image_size}.")
+        self.image_features, self.text_features = image_features, text_features
         self.image_head = _head(image_features, embedding_dim, hidden)
         self.text_head = _head(text_features, embedding_dim, hidden)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))

@@ -24,7 +24,7 @@ def kinds_table(found: Explanation) -> tuple[list[str], list[list[str]]]:
     """Header and a row a kind: how many, how similar, how often harder and how often false, and its share of the
     gradient."""
     header = ["mixtures", "each", "similarity", "hardest", "false", "gradient"]
-    hardest = _hardest(found)
+    hardest = found.hardest_negative()
     rows = []
     for kind, share in zip(found.kinds, found.gradients, strict=True):
         counts = kind.weight > 0
@@ -184,18 +184,6 @@ def draw_hardness(axes, found: Explanation, palette: Palette) -> None:
     axes.set_ylabel("density")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
-
-
-def _hardest(found: Explanation) -> torch.Tensor:
-    """(A,) each anchor's hardest real negative; NaN where it has none."""
-    hardest = torch.full((found.pairs.shape[0],), -torch.inf)
-    for block in found.pairs.real:
-        like = block.similarity
-        target, weight = (torch.as_tensor(cells).expand_as(like) for cells in (block.target, block.weight))
-        cells = torch.where((target == 0) & (weight > 0), like.detach(), -torch.inf)
-        if cells.shape[1]:
-            hardest = torch.maximum(hardest, cells.amax(dim=1).float())
-    return hardest
 
 
 def _share_above(kind: Made, hardest: torch.Tensor) -> float:

@@ -41,9 +41,15 @@ _VARIABLES = {ONE: "var(--one)", TWO: "var(--two)", INK: "currentColor"} | {
 }
 
 
-def for_page_and_paper(draw: Callable[[Palette], Figure], stem: Path, label: str) -> str:
-    """Writes `stem.png` and `stem.svg` in colours that print, and returns the figure as inline SVG for a page."""
-    save(draw(PAPER), stem)
+def for_page_and_paper(draw: Callable[[Palette], Figure | None], stem: Path, label: str) -> str | None:
+    """Writes `stem.png` and `stem.svg` in colours that print, and returns the figure as inline SVG for a page.
+
+    Where `draw` has nothing to show it is None.
+    """
+    figure = draw(PAPER)
+    if figure is None:
+        return None
+    save(figure, stem)
     return svg(draw(PAGE), stem.name, label)
 
 
@@ -82,6 +88,9 @@ def svg(figure: Figure, salt: str, label: str) -> str:
             axes.title.set_color(INK)
             legend = axes.get_legend()
             for text in [*axes.texts, *([] if legend is None else legend.get_texts())]:
+                text.set_color(INK)
+        for legend in figure.legends:
+            for text in legend.get_texts():
                 text.set_color(INK)
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = file.getvalue()

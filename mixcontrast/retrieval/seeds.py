@@ -127,9 +127,9 @@ def mean_of_seeds(values: Any, groups: Any, *, confidence: float = 0.95) -> Seed
     return SeededMean(interval, p_value, of_seeds, of_groups, num_seeds, num_groups)
 
 
-def degrees_of_freedom(of_seeds: float, of_groups: float, num_seeds: int, num_groups: int) -> float:
-    """Satterthwaite's, of the sum of the two variances of a mean."""
-    spread = of_seeds**2 / (num_seeds - 1) if num_seeds > 1 else 0.0
+def degrees_of_freedom(of_seeds: Any, of_groups: float, num_seeds: Any, num_groups: int) -> Any:
+    """Satterthwaite's, of the sum of the two variances of a mean; numbers or arrays of them."""
+    spread = of_seeds**2 / np.maximum(num_seeds - 1, 1)
     return (of_seeds + of_groups) ** 2 / (spread + of_groups**2 / (num_groups - 1))
 
 
@@ -166,13 +166,11 @@ def seeds_that_tell(
 
     if found.num_seeds < 2:
         raise ValueError(f"The spread of seeds needs at least two. Got {found.num_seeds}; run more seeds.")
-    of_one = found.of_seeds * found.num_seeds
-    for seeds in range(2, most + 1):
-        of_seeds = of_one / seeds
-        error = np.sqrt(of_seeds + found.of_groups)
-        if error == 0:
-            return 2 if found.interval.mean else None
-        freedom = degrees_of_freedom(of_seeds, found.of_groups, seeds, found.num_groups)
-        if abs(found.interval.mean) >= (t.ppf(1 - significance / 2, freedom) + t.ppf(power, freedom)) * error:
-            return seeds
-    return None
+    if found.of_seeds + found.of_groups == 0:
+        return 2 if found.interval.mean else None
+    seeds = np.arange(2, most + 1)
+    of_seeds = found.of_seeds * found.num_seeds / seeds
+    freedom = degrees_of_freedom(of_seeds, found.of_groups, seeds, found.num_groups)
+    needed = (t.ppf(1 - significance / 2, freedom) + t.ppf(power, freedom)) * np.sqrt(of_seeds + found.of_groups)
+    tell = np.flatnonzero(abs(found.interval.mean) >= needed)
+    return int(seeds[tell[0]]) if len(tell) else None

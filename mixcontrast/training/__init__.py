@@ -1,7 +1,8 @@
 """Training with Lightning's loop; the losses need none of it."""
 
+from mixcontrast.training.image_text import ImageText
 from mixcontrast.training.metric_learning import MetricLearning
 from mixcontrast.training.regression import DirectRegression, Regression
 from mixcontrast.training.self_supervised import SelfSupervised
 
-__all__ = ["DirectRegression", "MetricLearning", "Regression", "SelfSupervised"]
+__all__ = ["DirectRegression", "ImageText", "MetricLearning", "Regression", "SelfSupervised"]

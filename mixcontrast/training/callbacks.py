@@ -36,19 +36,26 @@ class Bar(RichProgressBar):
     def get_metrics(self, trainer, module) -> dict[str, Any]:
         found = super().get_metrics(trainer, module)
         found.pop("v_num", None)
-        return {{"positives": "pos", "negatives": "neg"}.get(name, name): value for name, value in found.items()}
+        short = {"positives": "pos", "negatives": "neg", "val/R@1": "R@1"}
+        return {short.get(name, name): value for name, value in found.items()}
 
 
 def embed_loader(
-    module: nn.Module, loader: DataLoader, split: Callable[[Any], tuple[Any, Tensor]] = first_two
+    module: nn.Module,
+    loader: DataLoader,
+    split: Callable[[Any], tuple[Any, Tensor]] = first_two,
+    encode: Callable[[Any], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(N, D) embeddings and (N, ...) labels of a loader, on the CPU, in one process; the module keeps its modes."""
+    """(N, D) embeddings and (N, ...) labels of a loader, on the CPU, in one process; the module keeps its modes.
+
+    `encode` is the part of the module that embeds, where it is not the module itself.
+    """
     embeddings, labels = [], []
     device = next(module.parameters()).device
     with isolate_rng(), judging(module):
         for batch in loader:
             inputs, of_batch = split(batch)
-            embeddings.append(module(inputs.to(device)).float().cpu())
+            embeddings.append((encode or module)(inputs.to(device)).float().cpu())
             labels.append(of_batch)
     return torch.cat(embeddings), torch.cat(labels)
 
@@ -58,6 +65,7 @@ def embed_shared(
     module: lightning.LightningModule,
     loader: DataLoader,
     split: Callable[[Any], tuple[Any, Tensor]] = first_two,
+    encode: Callable[[Any], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The same among all of a trainer's processes, each its share; all get all rows, each once, in order."""
     loader = shared(loader, trainer.global_rank, trainer.world_size)
@@ -65,7 +73,7 @@ def embed_shared(
     with isolate_rng(), judging(module), trainer.precision_plugin.forward_context():
         for batch in loader:
             inputs, of_batch = split(trainer.strategy.batch_to_device(batch, module.device))
-            embeddings.append(module(inputs).float())
+            embeddings.append((encode or module)(inputs).float())
             labels.append(of_batch)
     mine = torch.cat(embeddings), torch.cat(labels)
     if trainer.world_size > 1:

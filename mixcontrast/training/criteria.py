@@ -1,47 +1,140 @@
-"""The criteria that a command can name, with the hyper-parameters of Metrix's paper where it gives them."""
+"""The criteria that a command can name, with the hyper-parameters of the methods' papers where they give them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 from mixcontrast.losses import (
     BinomialDevianceLoss,
     ContrastiveLoss,
+    HardNegativeLoss,
+    InfoNCE,
     LiftedStructureLoss,
     Loss,
     MultiSimilarityLoss,
     NCALoss,
     ProxyAnchorLoss,
     ProxyNCALoss,
+    RankNContrastLoss,
     SupConLoss,
     TripletLoss,
 )
-from mixcontrast.mixers import Metrix, Mixer, MoCHi
+from mixcontrast.mixers import Metrix, Mixer, MoCHi, SupReMix, SynCo
+from mixcontrast.training.fitting import LABELS, VALUES, VIEWS
+from mixcontrast.wording import nearest
 
-LOSSES: dict[str, Callable[[int, int], Loss]] = {
-    "binomial-deviance": lambda num_classes, dim: BinomialDevianceLoss(),
-    "contrastive": lambda num_classes, dim: ContrastiveLoss(),
-    "lifted-structure": lambda num_classes, dim: LiftedStructureLoss(),
-    "multi-similarity": lambda num_classes, dim: MultiSimilarityLoss(alpha=18, beta=75, base=0.77),
-    "nca": lambda num_classes, dim: NCALoss(temperature=0.1),
-    "proxy-anchor": lambda num_classes, dim: ProxyAnchorLoss(num_classes, dim),
-    "proxy-nca": lambda num_classes, dim: ProxyNCALoss(num_classes, dim),
-    "supcon": lambda num_classes, dim: SupConLoss(temperature=0.1),
-    "triplet": lambda num_classes, dim: TripletLoss(only_violated=True),
-}
 
-MIXERS: dict[str, Callable[[Loss], Mixer]] = {
-    "metrix": lambda loss: Metrix(loss),
-    "mochi": lambda loss: MoCHi(loss, num_hardest=32, num_pair_mixes=32, num_anchor_mixes=8),
+@dataclass(frozen=True)
+class Named:
+    """What a name stands for.
+
+    Attributes:
+        make: a class of mixcontrast.
+        arguments: of it.
+        sized: whether it has a vector a class, so that it is told how many classes and how wide.
+        inner: the loss that it stands around, where it is a loss around a loss.
+    """
+
+    make: type
+    arguments: dict[str, Any] = field(default_factory=dict)
+    sized: bool = False
+    inner: Named | None = None
+
+
+LOSSES: dict[str, Named] = {
+    "binomial-deviance": Named(BinomialDevianceLoss),
+    "contrastive": Named(ContrastiveLoss),
+    "lifted-structure": Named(LiftedStructureLoss),
+    "multi-similarity": Named(MultiSimilarityLoss, {"alpha": 18.0, "beta": 75.0, "base": 0.77}),
+    "nca": Named(NCALoss, {"temperature": 0.1}),
+    "proxy-anchor": Named(ProxyAnchorLoss, sized=True),
+    "proxy-nca": Named(ProxyNCALoss, sized=True),
+    "supcon": Named(SupConLoss, {"temperature": 0.1}),
+    "triplet": Named(TripletLoss, {"only_violated": True}),
 }
+"""Losses of labelled examples."""
+
+_SMALL = {"num_hardest": 32, "num_pair_mixes": 32, "num_anchor_mixes": 8}
+_SIX = {
+    "num_hardest": 32, "num_interpolated": 8, "num_extrapolated": 8, "num_pairs": 8, "num_noised": 4,
+    "num_gradient": 4, "num_sign": 4,
+}  # fmt: skip
+
+MIXERS: dict[str, Named] = {
+    "metrix": Named(Metrix),
+    "mochi": Named(MoCHi, _SMALL),
+    "synco": Named(SynCo, _SIX),
+}
+"""Mixers of labelled examples; of a batch's negatives there are few, so few are mixed."""
+
+NAMED: dict[tuple[str, str], tuple[dict[str, Named], dict[str, Named]]] = {
+    LABELS: (LOSSES, MIXERS),
+    VIEWS: (
+        {
+            "infonce": Named(InfoNCE, {"temperature": 0.2}),
+            "hard-negative": Named(HardNegativeLoss, {"tau_plus": 0.0}, inner=Named(InfoNCE, {"temperature": 0.2})),
+            "debiased": Named(HardNegativeLoss, {"beta": 0.0}, inner=Named(InfoNCE, {"temperature": 0.2})),
+        },
+        {"mochi": Named(MoCHi, _SMALL), "synco": Named(SynCo, _SIX)},
+    ),
+    VALUES: (
+        {
+            "rank-n-contrast": Named(RankNContrastLoss),
+            "supcon": Named(SupConLoss, {"temperature": 0.1}),
+        },
+        {"supremix": Named(SupReMix)},
+    ),
+}
+"""For what a criterion is called with: its losses and mixers by name."""
+
+
+def parts_of(name: str, kind: tuple[str, str] = LABELS) -> tuple[Named, list[Named]]:
+    """The loss and the mixers, innermost first, that `loss + mixer + mixer` stands for.
+
+    Raises:
+        ValueError: a name that there is not.
+    """
+    losses, mixers = NAMED[kind]
+    first, *others = (part.strip() for part in name.split("+"))
+    for part, known in ((first, losses), *((other, mixers) for other in others)):
+        if part not in known:
+            there = ", ".join(sorted(losses) + [f"+ {mixer}" for mixer in mixers])
+            raise ValueError(f"There is no criterion {name!r}.{nearest(part, known, 1) or f' There are {there}.'}")
+    return losses[first], [mixers[other] for other in others]
+
+
+def written_criterion(
+    name: str, num_classes: int, embedding_dim: int, kind: tuple[str, str] = LABELS
+) -> dict[str, Any]:
+    """The criterion of a name as a recipe has it: `class_path` and `init_args`, all the way down.
+
+    Raises:
+        ValueError: a name that there is not.
+    """
+    loss, mixers = parts_of(name, kind)
+    sizes = {"num_classes": num_classes, "embedding_dim": embedding_dim} if loss.sized else {}
+    inner = {} if loss.inner is None else {"loss": _written(loss.inner, {})}
+    found = _written(loss, sizes | inner)
+    for mixer in mixers:
+        found = _written(mixer, {"loss": found})
+    return found
+
+
+def _written(named: Named, more: dict[str, Any]) -> dict[str, Any]:
+    return {"class_path": f"mixcontrast.{named.make.__name__}", "init_args": {**named.arguments, **more}}
 
 
 def criterion_of(loss: str, mixer: str | None, num_classes: int, embedding_dim: int) -> Loss | Mixer:
-    """The criterion of two names; `mixer` None is the loss alone.
+    """The criterion of two names of labelled examples; `mixer` None is the loss alone.
 
     Raises:
-        KeyError: a name that there is not.
+        ValueError: a name that there is not.
         TypeError: a mixer that the loss cannot read.
     """
-    plain = LOSSES[loss](num_classes, embedding_dim)
-    return plain if mixer is None else MIXERS[mixer](plain)
+    plain, mixers = parts_of(loss if mixer is None else f"{loss} + {mixer}")
+    sizes = {"num_classes": num_classes, "embedding_dim": embedding_dim} if plain.sized else {}
+    found = plain.make(**plain.arguments, **sizes)
+    for named in mixers:
+        found = named.make(found, **named.arguments)
+    return found

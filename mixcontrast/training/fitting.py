@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -51,6 +52,18 @@ class FitModule(lightning.LightningModule, ABC):
     @abstractmethod
     def judge_test(self, data: lightning.LightningDataModule) -> Evaluation:
         """What the module as it is reaches on the test part, a value a query or row."""
+
+    def prepare(self, data: lightning.LightningDataModule) -> None:
+        """Tells the data what they must know of the module, before any loader of theirs is asked for."""
+        return None
+
+    def begun(self, folder: Path, config: dict[str, Any]) -> None:
+        """Writes what is kept of a run before its first step."""
+        return None
+
+    def ended(self, folder: Path, config: dict[str, Any]) -> None:
+        """Writes what is kept of a run when the module has the weights that were judged."""
+        return None
 
 
 def called_with(criterion: Loss | Mixer) -> tuple[str, ...]:

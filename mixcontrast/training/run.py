@@ -37,7 +37,7 @@ class RunFolder:
         file = path / "config.yaml"
         if file.exists():
             old = yaml.safe_load(file.read_text(encoding="utf-8"))
-            different = [line for key, line in _differences(old, config) if key not in FREE]
+            different = [line for key, line in differences(old, config) if key not in FREE]
             if different:
                 shown = "; ".join(different[:3]) + ("" if len(different) < 4 else f"; and {len(different) - 3} more")
                 raise ValueError(f"{path} holds another run: {shown}. Name another folder by --out, or remove it.")
@@ -147,8 +147,8 @@ def step_of(checkpoint: Path) -> int:
     return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
 
 
-def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, str]]:
-    """Each key that differs, with a line that says how."""
+def differences(old: Any, new: Any, key: str = "") -> list[tuple[str, str]]:
+    """Each key in which two configs of plain dictionaries differ, with a line that says how."""
     if isinstance(old, dict) and isinstance(new, dict):
         found = []
         for name in dict.fromkeys([*old, *new]):
@@ -157,6 +157,6 @@ def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, str]]:
                 which, value = ("has", old[name]) if name in old else ("has not", new[name])
                 found.append((inner, f"it {which} {inner}: {value}"))
             else:
-                found += _differences(old[name], new[name], inner)
+                found += differences(old[name], new[name], inner)
         return found
     return [] if old == new else [(key, f"its {key} is {old}. Got {new}")]

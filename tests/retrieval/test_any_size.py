@@ -1,8 +1,12 @@
 """Searched block by block, from disk, through torch: the same values to the last bit as in memory at once."""
 
+import subprocess
+import sys
+
 import faiss
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -176,13 +180,42 @@ def test_torch_finds_what_faiss_finds(monkeypatch, similarity, k):
     rng = np.random.default_rng(k)
     queries, gallery = (rng.standard_normal((n, 8)).astype(np.float32) for n in (40, 300))
     gallery[100:110] = gallery[:10]
-    for cells in (1 << 26, 64 * 1024, 1024):  # one block; blocks of 64 and fewer
+    gallery.flags.writeable = False  # as a memory map is
+    # one block; blocks of 64 and fewer; some queries at a time
+    for cells, places in ((1 << 26, 1 << 26), (64 * 1024, 1 << 26), (1024, 1 << 26), (1024, 7 * k), (1 << 26, 1)):
         monkeypatch.setattr("mixcontrast.retrieval.torch_search._CELLS", cells)
+        monkeypatch.setattr("mixcontrast.retrieval.torch_search._PLACES", places)
         found, rows = torch_knn(queries, gallery, k, similarity, "cpu")
         listed = search(queries, gallery, k, similarity=similarity) if similarity != "cosine" else None
         if listed is not None:
             np.testing.assert_allclose(found, listed.similarity, atol=1e-4)
         assert (rows >= 0).all() and all(len(set(row)) == k for row in rows.tolist())
+
+
+LEAVES_IT = """
+import numpy as np, torch
+from mixcontrast.retrieval.torch_search import torch_knn, _full_precision
+matmul, table = torch.backends.cuda.matmul, np.eye(3, dtype=np.float32)
+for chosen in ("high", "medium", "highest", "tf32", "none", "ieee"):
+    old = chosen.startswith(("h", "m"))
+    read = torch.get_float32_matmul_precision if old else lambda: matmul.fp32_precision
+    if old:
+        torch.set_float32_matmul_precision(chosen)
+    else:
+        matmul.fp32_precision = chosen
+    before = read()
+    with _full_precision():
+        assert matmul.fp32_precision == "ieee", matmul.fp32_precision
+    assert torch_knn(table, table, 1, "cosine", "cpu")[1].ravel().tolist() == [0, 1, 2]
+    assert read() == before, (chosen, read(), before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch has one setting for all")
+def test_the_chosen_precision_of_products_is_left_as_it_was():
+    """Torch has an old and a new way to choose it, and raises where they are mixed; so in a process of its own."""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", LEAVES_IT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)

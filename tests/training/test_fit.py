@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Optional, Union
 
 import lightning
 import numpy as np
@@ -20,6 +21,7 @@ from PIL import Image
 from mixcontrast import InfoNCE, KeyQueue, MultiSimilarityLoss, SupConLoss, SupReMix
 from mixcontrast.cli import main
 from mixcontrast.data import ClassData, ResizeAndCrop
+from mixcontrast.fit_command import fit_parser
 from mixcontrast.models import TimmNetwork
 from mixcontrast.retrieval import Evaluation, StoredEmbeddings, compare
 from mixcontrast.training import MetricLearning, Regression, SelfSupervised
@@ -89,6 +91,7 @@ def assert_same_run(first: Path, second: Path) -> None:
         ("metric learning", (2, 5, 8)),  # in an epoch, before anything else is saved than its end, in another
         ("simclr", (4,)),  # with gradients that are half accumulated
         ("regression", (9,)),
+        ("image text", (6,)),  # with queues of both towers
     ],
 )
 def test_a_killed_run_goes_on_as_if_it_had_not_been(name, kills, tmp_path, monkeypatch):
@@ -337,3 +340,13 @@ def test_modules_refuse_what_does_not_fit():
         with pytest.raises((ValueError, TypeError), match=message) as raised:
             make()
         assert "\n" not in str(raised.value)
+
+
+def test_one_batch_is_not_all_of_them(tmp_path, monkeypatch):
+    """Whatever was imported first: typing has one entry for both orders of a union."""
+    kinds = lightning.Trainer.__init__.__annotations__
+    for name in ("limit_train_batches", "val_check_interval"):
+        monkeypatch.setitem(kinds, name, Optional[Union[float, int]])  # noqa: UP007, UP045
+    given = ["--config", str(recipe("metric learning", tmp_path)), "--trainer.limit_train_batches=1"]
+    read = fit_parser().parse_args([*given, "--trainer.val_check_interval=0.5"]).trainer
+    assert isinstance(read.limit_train_batches, int) and read.val_check_interval == 0.5

@@ -16,7 +16,7 @@ from torch import nn
 from mixcontrast.cli import main
 from mixcontrast.retrieval import Evaluation
 from mixcontrast.training.shuffling import encode_shuffled
-from tests.fitting import of, recipe
+from tests.fitting import TOWERS, of, recipe
 
 SGD = of("torch.optim.SGD", lr=0.5, momentum=0.9)
 MODELS = {
@@ -27,6 +27,10 @@ MODELS = {
     "moco": of(
         "mixcontrast.training.SelfSupervised", encoder=of("tests.fitting.Plain"), optimizer=SGD, momentum=0.9,
         criterion=of("mixcontrast.InfoNCE", temperature=0.2, queue=of("mixcontrast.KeyQueue", size=40, dim=8)),
+    ),
+    "image text": of(
+        "mixcontrast.training.ImageText", encoder=TOWERS, optimizer=SGD,
+        criterion=of("mixcontrast.GeodesicMixup", loss=of("mixcontrast.ClipLoss")),
     ),
     "direct regression": of(
         "mixcontrast.training.DirectRegression", encoder=of("tests.fitting.Plain"), embedding_dim=8, optimizer=SGD,

@@ -1,0 +1,156 @@
+"""Names and criteria written out become recipes with a grid; what cannot be is refused in one line."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from mixcontrast.study.criteria import AUTO, GRID, Sizes, arms_of, kind_of
+from mixcontrast.study.plan import Plan, key_of, put
+from mixcontrast.training.criteria import LOSSES, MIXERS, NAMED, criterion_of, written_criterion
+from mixcontrast.training.fitting import LABELS, VALUES, VIEWS
+from tests.fitting import of
+from tests.study.helpers import recipe
+
+SIZES = Sizes(num_classes=7, embedding_dim=8, features=16, queue=None)
+
+
+def built(written):
+    """A criterion of a recipe's mapping, by hand."""
+    from mixcontrast.study.plan import class_of
+
+    if not (isinstance(written, dict) and "class_path" in written):
+        return written
+    arguments = {name: built(value) for name, value in written["init_args"].items()}
+    loss = [arguments.pop("loss")] if "loss" in arguments else []
+    sizes = [arguments.pop(name) for name in ("num_classes", "embedding_dim") if name in arguments]
+    return class_of(written["class_path"])(*loss, *sizes, **arguments)
+
+
+def of_kind(kind, **arguments):
+    module = {LABELS: "MetricLearning", VIEWS: "SelfSupervised", VALUES: "Regression"}[kind]
+    found = recipe()
+    found["model"] = of(f"mixcontrast.training.{module}", encoder=of("tests.fitting.Plain"),
+                        optimizer=of("torch.optim.AdamW", lr=1e-2), **arguments)  # fmt: skip
+    return found
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("mixer", [None, *MIXERS])
+def test_a_name_is_the_same_criterion_written_and_made(loss, mixer):
+    name = loss if mixer is None else f"{loss} + {mixer}"
+    try:
+        made = criterion_of(loss, mixer, 7, 8)
+    except TypeError:  # Metrix around a loss of hard targets
+        with pytest.raises(TypeError):
+            built(written_criterion(name, 7, 8))
+        return
+    assert repr(built(written_criterion(name, 7, 8))) == repr(made)
+
+
+@pytest.mark.parametrize("kind", NAMED)
+def test_every_name_of_auto_is_an_arm_with_a_grid(kind):
+    arms = arms_of(list(AUTO[kind]), None, of_kind(kind), GRID, kind, SIZES)
+    assert [arm.name for arm in arms] == list(AUTO[kind])
+    for arm in arms:
+        assert arm.knobs[0].key == "model.init_args.optimizer.init_args.lr"
+        if arm.name != "l1":
+            built(arm.recipe["model"]["init_args"]["criterion"])
+        at = arm.at(arm.points()[-1])
+        assert at["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 1e-3
+
+
+def test_a_mixed_criterion_is_compared_with_its_own_loss_too():
+    names = ["multi-similarity", "supcon", "supcon + mochi", "nca + metrix"]
+    arms = {arm.name: arm for arm in arms_of(names, None, recipe(), GRID, LABELS, SIZES)}
+    assert arms["supcon + mochi"].against == ("multi-similarity", "supcon")
+    assert arms["nca + metrix"].against == ("multi-similarity",) and arms["multi-similarity"].against == ()
+    assert arms["supcon"].against == ("multi-similarity",)
+
+
+def test_the_baseline_comes_first_and_the_innermost_temperature_is_tuned():
+    arms = arms_of(["supcon + metrix", "nca"], "nca", recipe(), {"temperature": [0.1, 0.2]}, LABELS, SIZES)
+    assert [arm.name for arm in arms] == ["nca", "supcon + metrix"]
+    keys = [arm.knobs[0].key for arm in arms]
+    assert keys == ["model.init_args.criterion.init_args.temperature",
+                    "model.init_args.criterion.init_args.loss.init_args.temperature"]  # fmt: skip
+    loss = arms[1].at({"temperature": 0.2})["model"]["init_args"]["criterion"]["init_args"]["loss"]
+    assert loss["init_args"]["temperature"] == 0.2
+    assert arms[1].recipe["model"]["init_args"]["criterion"]["init_args"]["loss"]["init_args"]["temperature"] == 0.1
+    assert arms[0].points() == [{"temperature": 0.1}, {"temperature": 0.2}]
+
+
+def test_a_momentum_encoder_gives_its_criteria_a_queue():
+    sizes = Sizes(0, 8, 16, queue=64)
+    arms = arms_of(["infonce", "infonce + mochi", "debiased"], None, of_kind(VIEWS, momentum=0.9), {}, VIEWS, sizes)
+    for arm in arms:
+        criterion = arm.recipe["model"]["init_args"]["criterion"]
+        if arm.name == "debiased":
+            criterion = criterion["init_args"]["loss"]
+        assert criterion["init_args"]["queue"] == of("mixcontrast.KeyQueue", size=64, dim=8)
+        assert "queue" not in criterion["init_args"].get("loss", {}).get("init_args", {})
+
+
+def test_values_get_bins_for_a_class_loss_and_a_direct_baseline():
+    arms = {a.name: a for a in arms_of(list(AUTO[VALUES]), None, of_kind(VALUES, projector=of("x")), {}, VALUES, SIZES)}
+    assert arms["supcon"].recipe["model"]["init_args"]["bins"] == 10
+    assert "bins" not in arms["supcon + supremix"].recipe["model"]["init_args"]
+    direct = arms["l1"].recipe["model"]
+    assert direct["class_path"].endswith("DirectRegression") and direct["init_args"]["embedding_dim"] == 16
+    assert "projector" not in direct["init_args"]
+
+
+def test_a_plan_comes_back_from_its_file_and_another_is_refused(tmp_path):
+    arms = arms_of(["supcon", "nca"], None, recipe(), GRID, LABELS, SIZES)
+    plan = Plan(arms, "Recall@1", "val/Recall@1", "max", 3)
+    plan.write(tmp_path)
+    plan.write(tmp_path)
+    assert Plan.read(tmp_path) == plan
+    changed = recipe()
+    put(changed, "trainer.max_epochs", 9)
+    other = Plan(arms_of(["supcon", "nca"], None, changed, GRID, LABELS, SIZES), "Recall@1", "val/Recall@1", "max", 3)
+    with pytest.raises(ValueError, match="its criteria.supcon.recipe.trainer.max_epochs is 3. Got 9") as raised:
+        other.write(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_keys_are_found_where_they_are():
+    found = recipe()
+    found["model"]["init_args"]["criterion"] = written_criterion("supcon + metrix", 7, 8)
+    assert key_of(found, "weight") == "model.init_args.criterion.init_args.weight"
+    assert key_of(found, "learning_rate") == key_of(found, "lr") == "model.init_args.optimizer.init_args.lr"
+    assert key_of(found, "margin") is None
+
+
+@pytest.mark.parametrize(
+    "criteria, more, message",
+    [
+        (["supcon"], {}, "compares two or more criteria, each once. Got supcon."),
+        (["supcon", "supcon"], {}, "each once. Got supcon, supcon."),
+        (["supcon", "supkon"], {}, "There is no criterion 'supkon'. Did you mean supcon?"),
+        (["supcon", "supcon + metricks"], {}, "There is no criterion 'supcon + metricks'. Did you mean metrix?"),
+        (["supcon", "nca"], {"baseline": "triplet"}, "the baseline names must be among the criteria. Got triplet"),
+        (["supcon", {"name": "a", "criterion": of("mixcontrast.NCALoss"), "against": "b"}], {}, "What a names must be"),
+        (["supcon", {"name": "a", "lr": 3}], {}, "Got name, lr."),
+        (["supcon", {"name": "a", "criterion": of("mixcontrast.NCALos")}], {}, "NCALos, which there is not"),
+        (["supcon", "nca"], {"grid": {"margin": [1.0]}}, "Got margin, which none has."),
+        (["supcon", {"name": "supcon!", "criterion": of("mixcontrast.NCALoss")}], {}, "must differ in letters"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(criteria, more, message):
+    arguments = {"baseline": None, "grid": {}} | more
+    with pytest.raises(ValueError) as raised:
+        arms_of(criteria, arguments["baseline"], recipe(), arguments["grid"], LABELS, SIZES)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_recipe_without_a_module_or_with_a_criterion_is_refused():
+    with pytest.raises(ValueError, match="A study's recipe needs a model.class_path.*Got none."):
+        kind_of({})
+    with pytest.raises(ValueError, match="Got mixcontrast.training.DirectRegression."):
+        kind_of({"model": of("mixcontrast.training.DirectRegression")})
+    full = copy.deepcopy(recipe())
+    full["model"]["init_args"]["criterion"] = of("mixcontrast.NCALoss")
+    with pytest.raises(ValueError, match="move it to `criteria`"):
+        kind_of(full)
