@@ -57,9 +57,10 @@ def build(parser: ArgumentParser, config: Namespace) -> Namespace:
         text = str(error)
         if not text.startswith("Does not validate against"):
             raise
-        told = text.partition("Errors:")[2].partition("Given value type:")[0]
-        reasons = [line for line in re.split(r"\n\s*- ", told) if line.strip() and not _TYPE.match(line.strip())]
-        raise BadConfig(" ".join((reasons or [text])[0].split()).removeprefix("- ")) from None
+        told = [re.split(r"\s+(?:Subtypes|Given value type): ", part)[0] for part in re.split(r"\n\s*- ", text)[1:]]
+        of_types = ("Does not validate", "Expected a <class ", "Import path ")
+        reasons = [reason for reason in told if not reason.startswith(of_types)]
+        raise BadConfig(" ".join((reasons or [text])[0].split())) from None
 
 
 def one_line(text: str, top: list[str]) -> str:

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mixcontrast.cli import main
 from mixcontrast.fit_command import fit_parser
 from mixcontrast.fit_errors import parse
+from mixcontrast.models import OpenClip
 from mixcontrast.retrieval import Evaluation
 from tests.data import standins
+from tests.models import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
 
@@ -26,6 +29,11 @@ STANDINS = {
     "imagenet100": standins.imagenet, "agedb": standins.agedb,
 }  # fmt: skip
 PUBLISHED = [path.stem for path in RECIPES if path.stem.partition("_")[0] in STANDINS]
+PAIRED = {  # on images and captions of one's own: what makes some, and where a recipe says where they are
+    "clip_csv": (standins.pairs_table, "csv"),
+    "clip_lit": (standins.pairs_shard, "shards"),
+    "clip_lora": (standins.pairs_folder, "root"),
+}
 QUICK = {
     "cub_multi_similarity_metrix_feature", "cars_proxy_anchor_metrix", "sop_contrastive_metrix",
     "inshop_multi_similarity", "imagenet100_moco_mochi", "agedb_supremix",
@@ -53,14 +61,14 @@ def test_a_recipe_can_be_read_and_says_how_to_run_it_and_what_it_gave(path, pars
     command, gave = path.read_text(encoding="utf-8").splitlines()[:2]
     assert command == f"# mixcontrast fit --config configs/{path.name}"
     assert gave.startswith("# ") and "..." not in gave
-    if path.stem in PUBLISHED:
+    if path.stem in {*PUBLISHED, *PAIRED}:
         assert gave.startswith("# Not run here: it needs ")
     assert parse(parser, ["--config", str(path)]).model.class_path.startswith("mixcontrast.training.")
 
 
 def test_each_recipe_is_published_or_in_a_table(recipes):
     ran = {name for group in recipes.GROUPS.values() for name in group.arms}
-    assert {path.stem for path in RECIPES if not path.stem.startswith("clip_emoji")} == ran | set(PUBLISHED)
+    assert {path.stem for path in RECIPES} == ran | set(PUBLISHED) | set(PAIRED)
 
 
 def _step(name: str, root: Path, out: Path) -> None:
@@ -106,6 +114,23 @@ def test_a_published_recipe_runs_a_step_on_data_laid_out_the_same(name, tmp_path
     assert facts["steps"] == 1
     watched = kind == "agedb"  # alone has a published validation part
     assert (facts["judged"], facts["monitor"]) == (("best.ckpt", "val/MAE") if watched else ("last.ckpt", None))
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_a_recipe_of_pairs_runs_a_step_on_some_of_its_kind(name, tmp_path):
+    make, key = PAIRED[name]
+    data, towers = "--data.init_args.", "--model.init_args.encoder.init_args."
+    config = tiny.clip(tmp_path)
+    torch.save({"state_dict": OpenClip("tiny_clip", config=config).weights()}, tmp_path / "tiny.pt")
+    main(["fit", "--config", str(ROOT / "configs" / f"{name}.yaml"), "--out", str(tmp_path / "run"),
+          "--trainer.accelerator=cpu", "--trainer.max_steps=1", "--trainer.enable_progress_bar=false",
+          "--trainer.max_epochs=1", f"{data}batch_size=8", f"{data}num_workers=0",
+          f"{data}pairs.init_args.{key}={make(tmp_path / 'data')}", f"{towers}name=tiny_clip",
+          f"{towers}pretrained={tmp_path / 'tiny.pt'}", f"{towers}config={config}", "--model.init_args.warmup_epochs=0",
+          *([f"{data}validation_share=0.25", f"{data}test_share=0.25"] if name != "clip_csv" else [])])  # fmt: skip
+    found = Evaluation.load(tmp_path / "run")
+    assert "R@1" in found.values and found.settings["fit"]["steps"] == 1
+    assert (tmp_path / "run" / "model.pt").exists()
 
 
 def _saved(folder: Path, values: dict[str, np.ndarray], groups: np.ndarray | None, **settings) -> None:

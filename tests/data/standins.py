@@ -6,6 +6,7 @@ Each writes its lists and its images, one colour a class, under `root` and gives
 from __future__ import annotations
 
 import gzip
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -126,3 +127,31 @@ def fashion_mnist(root: Path, num_train: int = 60, num_test: int = 20, *, packed
             data = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">i4").tobytes() + array.tobytes()
             (root / (name + ".gz" * packed)).write_bytes(gzip.compress(data) if packed else data)
     return root
+
+
+def pairs_folder(root: Path, num_images: int = 24) -> Path:
+    """Images with two captions each, in a text file beside it."""
+    for number in range(num_images):
+        draw(root / f"{number:02d}.png", 100 * number)
+        (root / f"{number:02d}.txt").write_text(f"picture {number}\na square that is number {number}\n")
+    return root
+
+
+def pairs_table(root: Path) -> Path:
+    """The same as a CSV file with parts, a sixth each to validate and to test."""
+    lines = ["image,caption,split"]
+    for path in sorted(pairs_folder(root).glob("*.txt")):
+        part = {0: "val", 1: "test"}.get(int(path.stem) % 6, "train")
+        lines += [f"{path.stem}.png,{caption},{part}" for caption in path.read_text().splitlines()]
+    (root / "pairs.csv").write_text("\n".join(lines) + "\n")
+    return root / "pairs.csv"
+
+
+def pairs_shard(root: Path) -> Path:
+    """The same as a WebDataset of one tar."""
+    pairs_folder(root)
+    with tarfile.open(root / "000.tar", "w") as tar:
+        for path in sorted(root.iterdir()):
+            if path.suffix in (".png", ".txt"):
+                tar.add(path, path.name)
+    return root / "000.tar"
