@@ -40,10 +40,11 @@ class Tiled(nn.Module):
         TypeError: not a loss or mixer of ours.
         ValueError: `rows` below 1.
 
-    Cost: each tile's similarities are computed once, their gradient is two products, where a table read both ways
-    (ClipLoss) or against itself takes fewer when whole. Losses that average over pairs of the batch and not within an
-    anchor (`per_anchor=False`) where only similarities tell how many there are, and mixers around proxies, make each
-    tile twice.
+    Cost: a tile's similarities are a product and their gradient two; the table of a batch against itself takes one
+    fewer when whole, and two towers, which are two tables here, three. ClipLoss, and V-, L- and VL-Mix around it, have
+    a pass of their own on a CPU, in the forward and in the backward pass, with one more product than when whole.
+    Losses that average over pairs of the batch, not within an anchor, of which only similarities tell how many there
+    are, and Metrix around ProxyAnchorLoss, make each tile twice.
 
     >>> from mixcontrast import Metrix, SupConLoss
     >>> criterion = Tiled(Metrix(SupConLoss()), rows=4)
@@ -60,7 +61,9 @@ class Tiled(nn.Module):
 
     def forward(self, *inputs: Tensor | float | None, **named: Any) -> Tensor | dict[str, Tensor]:
         called = arguments(self.criterion, inputs, named)
-        loss = loss_by_rows(self.criterion, called, Alone(), lambda size: self.rows)
+        loss = self.criterion.in_tiles(called, self.rows)
+        if loss is None:
+            loss = loss_by_rows(self.criterion, called, Alone(), lambda size: self.rows)
         return innermost(self.criterion).answer(loss, *called)
 
     def extra_repr(self) -> str:
@@ -102,9 +105,9 @@ class Alone:
 
     rank, world = 0, 1
 
-    def whole(self, tensor: Tensor) -> Tensor:
+    def whole(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The inputs of all ranks."""
-        return tensor
+        return list(tensors)
 
     def own(self, grad: Tensor) -> Tensor:
         """Of a gradient of the inputs of all ranks, what this rank's inputs get."""
@@ -133,11 +136,13 @@ def loss_by_rows(
     with_gradient = torch.is_grad_enabled()
 
     def run() -> tuple[Tensor, list[Tensor | None]]:
-        called = [ranks.whole(x.detach()) if isinstance(x, Tensor) and x.ndim else x for x in inputs]
-        features = []
-        for place in places:
-            called[place] = called[place].detach().requires_grad_(with_gradient and inputs[place].requires_grad)
-            features.append(called[place])
+        called = [x.detach() if isinstance(x, Tensor) else x for x in inputs]
+        gathered = [place for place, x in enumerate(called) if isinstance(x, Tensor) and x.ndim]
+        for place, tensor in zip(gathered, ranks.whole([called[place] for place in gathered]), strict=True):
+            called[place] = tensor
+        features = [called[place] for place in places]
+        for place, feature in zip(places, features, strict=True):
+            feature.requires_grad_(with_gradient and inputs[place].requires_grad)
         walk = _Walk(criterion, tuple(called), ranks, rows_of)
         if not with_gradient or not (parameters or any(x.requires_grad for x in features)):
             return walk.value(), [None] * (len(places) + len(parameters))
