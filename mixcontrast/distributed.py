@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mixcontrast.losses.base import Loss
 from mixcontrast.mixers.base import Mixer, innermost
-from mixcontrast.tiling import Tiled, arguments, check_criterion, loss_by_rows
+from mixcontrast.tiling import Seeds, Tiled, arguments, check_criterion, loss_by_rows
 
 _SMALL = 1 << 16  # numbers of a tensor that is sent with others
 
@@ -56,7 +56,8 @@ class Gathered(nn.Module):
             rows, criterion = criterion.rows, criterion.criterion
             rows_of = lambda size: min(rows, ranks.share(size))  # noqa: E731
         called = arguments(criterion, inputs, named)
-        return innermost(criterion).answer(loss_by_rows(criterion, called, ranks, rows_of), *called)
+        seeds = Seeds(criterion, called, ranks)
+        return innermost(criterion).answer(loss_by_rows(criterion, called, ranks, rows_of, seeds), *called)
 
 
 class _Ranks:

@@ -146,12 +146,13 @@ class Loss(nn.Module, ABC):
         """Which of a batch's plans the loss needs."""
         return plans
 
-    def in_tiles(self, inputs: tuple, rows: int) -> Tensor | None:
+    def in_tiles(self, inputs: tuple, rows: int, batch: Batch) -> Tensor | None:
         """The loss of a call, of which no more than some rows are ever there, where the loss has a pass of its own.
 
         Args:
             inputs: of the call.
             rows: how many.
+            batch: what all rows have in common.
         """
         return None
 

@@ -121,13 +121,18 @@ class ClipLoss(Loss):
         return cross_entropy_both_ways(similarity, scale_of(tables[0]), mixtures)
 
     def in_tiles(
-        self, inputs: tuple, rows: int, mixtures: Callable[[Plan], Sequence[ReverseMix]] = lambda plan: ()
+        self,
+        inputs: tuple,
+        rows: int,
+        batch: Batch,
+        mixtures: Callable[[Plan], Sequence[ReverseMix]] = lambda plan: (),
     ) -> Tensor | None:
         """As `Loss.in_tiles`, of the batch's table alone: both ways, and its mixtures, in one pass.
 
         Args:
             inputs: as there.
             rows: as there.
+            batch: as there.
             mixtures: added with their weights, of the plan of images against texts.
         """
         if self.same_modality or self.image_queue is not None or self.text_queue is not None:

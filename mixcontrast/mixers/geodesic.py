@@ -266,16 +266,16 @@ class GeodesicMixup(Mixer):
         rows = torch.full((), len(tables[0].anchors), device=tables[0].anchors.device)
         return known + [(rows, rows)] * len(self.terms) * len(tables)
 
-    def in_tiles(self, inputs: tuple, rows: int) -> Tensor | None:
+    def in_tiles(self, inputs: tuple, rows: int, batch: Batch) -> Tensor | None:
         """As `Loss.in_tiles`: V-, L- and VL-Mix around ClipLoss."""
         if not isinstance(self.loss, ClipLoss) or self.detach or "m2" in self.terms:
             return None
 
         def mixtures(plan: Plan) -> list[ReverseMix]:
             first = Pairs.of(plan, torch.zeros(1, dtype=torch.long), blank=True)
-            return self._reversed(first, self.draw(first))
+            return self._reversed(first, batch.once(self, lambda: self.draw(first)))
 
-        return self.loss.in_tiles(self._checked(inputs), rows, mixtures)
+        return self.loss.in_tiles(self._checked(inputs), rows, batch, mixtures)
 
     def together(self, plans: Sequence[Plan]) -> Groups:
         """Each row with its reverse."""
