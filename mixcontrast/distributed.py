@@ -2,87 +2,118 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from mixcontrast.losses.base import Loss
-from mixcontrast.mixers.base import Mixer
+from mixcontrast.mixers.base import Mixer, innermost
+from mixcontrast.tiling import Seeds, Tiled, arguments, check_criterion, loss_by_rows
+
+_SMALL = 1 << 16  # numbers of a tensor that is sent with others
 
 
 class Gathered(nn.Module):
     """A criterion over the batch of all ranks: the loss and gradients of one process with the whole batch.
 
-    Each rank gathers the inputs of all, in rank order, and computes the whole loss, mixers with one draw for all ranks
-    (the random state is rank 0's). The backward pass sums each rank's gradient of the gathered inputs, so that after
+    Each rank gathers the inputs of all, in rank order, and computes its share of the rows of the whole table, forward
+    and backward, with a share of its memory and time. Values and gradients are then summed over ranks, so that after
     DistributedDataParallel's mean over ranks a parameter has the gradient of one process with the whole batch; without
-    it, average the gradients yourself. A queue takes the keys of all ranks in one order. Where torch.distributed is not
-    initialised, it is the criterion alone.
+    it, average the gradients yourself. The criterion's own parameters, and numbers among the inputs (logit_scale), get
+    the whole gradient on every rank. A queue takes the keys of all ranks in one order. Where torch.distributed is not
+    initialised, or has one rank, it is the criterion alone.
+
+    The random state of a mixer's draw is rank 0's; a share of rows is drawn as a tile of `Tiled` is, so that N ranks
+    give what `Tiled` gives in one process with tiles of their shares.
 
     Args:
-        criterion: a loss or mixer of ours, queue and proxies included.
+        criterion: a loss or mixer of ours, queue and proxies included; or `Tiled` around one, whose tiles the ranks
+            take in turn.
 
     Called as the criterion is. Tensors of one or more dimensions are gathered along their first, with as many rows on
-    every rank; numbers (logit_scale) are taken as they are and must be the same on every rank.
+    every rank; numbers (logit_scale) are taken as they are and must be the same on every rank. As in `Tiled`, gradients
+    are computed in the forward pass and have no second derivative.
 
     Raises:
         TypeError: not a loss or mixer of ours.
         ValueError: ranks have batches of different sizes (checked on CPUs; elsewhere a collective would hang).
-
-    Cost: every rank holds the whole table; a table split by rows is not here yet.
     """
 
-    def __init__(self, criterion: Loss | Mixer) -> None:
+    def __init__(self, criterion: Loss | Mixer | Tiled) -> None:
         super().__init__()
-        if not isinstance(criterion, Loss | Mixer):
-            raise TypeError(
-                f"Gathered wraps a mixcontrast loss or mixer. Got {type(criterion).__name__}; "
-                "use the one of the same name in mixcontrast."
-            )
+        check_criterion("Gathered", criterion.criterion if isinstance(criterion, Tiled) else criterion)
         self.criterion = criterion
 
-    def forward(self, *inputs: Tensor | float | None) -> Tensor:
+    def forward(self, *inputs: Tensor | float | None, **named: Any) -> Tensor | dict[str, Tensor]:
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-            return self.criterion(*inputs)
-        gathered = [gather(x) if isinstance(x, Tensor) and x.ndim else x for x in inputs]
-        device = next(x.device for x in gathered if isinstance(x, Tensor))
+            return self.criterion(*inputs, **named)
+        ranks = _Ranks()
+        criterion, rows_of = self.criterion, ranks.share
+        if isinstance(criterion, Tiled):
+            rows, criterion = criterion.rows, criterion.criterion
+            rows_of = lambda size: min(rows, ranks.share(size))  # noqa: E731
+        called = arguments(criterion, inputs, named)
+        seeds = Seeds(criterion, called, ranks)
+        return innermost(criterion).answer(loss_by_rows(criterion, called, ranks, rows_of, seeds), *called)
+
+
+class _Ranks:
+    """The processes of a group, each with its part of the batch."""
+
+    def __init__(self) -> None:
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+
+    def share(self, size: int) -> int:
+        """How many of so many rows are a rank's."""
+        return -(-size // self.world)
+
+    def whole(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """(ranks * B, ...) each: those of all ranks, in rank order.
+
+        Raises:
+            ValueError: the numbers of rows differ (checked on CPUs).
+        """
+        here = torch.tensor([len(tensor) for tensor in tensors if tensor.device.type == "cpu"], dtype=torch.long)
+        if len(here):
+            rows = [torch.zeros_like(here) for _ in range(self.world)]
+            dist.all_gather(rows, here)
+            for counts in torch.stack(rows, dim=1).tolist():
+                if len(set(counts)) > 1:
+                    raise ValueError(
+                        "Every rank must have a batch of the same size. "
+                        f"Got {counts} rows; drop the last, uneven batch (drop_last=True)."
+                    )
+        found = []
+        for tensor in tensors:
+            parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(self.world)]
+            dist.all_gather(parts, tensor.contiguous())
+            found.append(torch.cat(parts))
+        return found
+
+    def own(self, grad: Tensor) -> Tensor:
+        """This rank's rows, times the ranks, whose mean DistributedDataParallel takes."""
+        rows = len(grad) // self.world
+        return grad[self.rank * rows : (self.rank + 1) * rows] * self.world
+
+    def sum(self, tensors: Sequence[Tensor]) -> None:
+        """Adds up, in place, what each rank has; small tensors of one type travel together."""
+        small: dict[torch.dtype, list[Tensor]] = {}
+        for tensor in tensors:
+            if tensor.numel() > _SMALL:
+                dist.all_reduce(tensor)
+            else:
+                small.setdefault(tensor.dtype, []).append(tensor)
+        for alike in small.values():
+            joined = torch.cat([tensor.flatten() for tensor in alike])
+            dist.all_reduce(joined)
+            for tensor, added in zip(alike, joined.split([tensor.numel() for tensor in alike]), strict=True):
+                tensor.copy_(added.view_as(tensor))
+
+    def seed(self, device: torch.device) -> int:
+        """A random number of rank 0's."""
         seed = torch.randint(2**62, (1,)).to(device)
         dist.broadcast(seed, src=0)
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(int(seed))
-            return self.criterion(*gathered)
-
-
-def gather(tensor: Tensor) -> Tensor:
-    """(ranks * B, ...) the tensors of all ranks in rank order; the gradient is the sum of all ranks' gradients.
-
-    Args:
-        tensor: (B, ...) with as many rows on every rank.
-
-    Raises:
-        ValueError: the numbers of rows differ (checked on CPUs).
-    """
-    if tensor.device.type == "cpu":
-        rows = [torch.zeros(1, dtype=torch.long) for _ in range(dist.get_world_size())]
-        dist.all_gather(rows, torch.tensor([len(tensor)]))
-        if len({int(count) for count in rows}) > 1:
-            raise ValueError(
-                "Every rank must have a batch of the same size. "
-                f"Got {[int(count) for count in rows]} rows; drop the last, uneven batch (drop_last=True)."
-            )
-    return _Gather.apply(tensor)
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, tensor: Tensor) -> Tensor:
-        parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, tensor.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        grad = grad.contiguous()
-        dist.all_reduce(grad)
-        rows = len(grad) // dist.get_world_size()
-        return grad[dist.get_rank() * rows : (dist.get_rank() + 1) * rows]
+        return int(seed)

@@ -40,10 +40,11 @@ class Tiled(nn.Module):
         TypeError: not a loss or mixer of ours.
         ValueError: `rows` below 1.
 
-    Cost: each tile's similarities are computed once, their gradient is two products, where a table read both ways
-    (ClipLoss) or against itself takes fewer when whole. Losses that average over pairs of the batch and not within an
-    anchor (`per_anchor=False`) where only similarities tell how many there are, and mixers around proxies, make each
-    tile twice.
+    Cost: a tile's similarities are a product and their gradient two; the table of a batch against itself takes one
+    fewer when whole, and two towers, which are two tables here, three. ClipLoss, and V-, L- and VL-Mix around it, have
+    a pass of their own on a CPU, in the forward and in the backward pass, with one more product than when whole.
+    Losses that average over pairs of the batch, not within an anchor, of which only similarities tell how many there
+    are, and Metrix around ProxyAnchorLoss, make each tile twice.
 
     >>> from mixcontrast import Metrix, SupConLoss
     >>> criterion = Tiled(Metrix(SupConLoss()), rows=4)
@@ -60,7 +61,10 @@ class Tiled(nn.Module):
 
     def forward(self, *inputs: Tensor | float | None, **named: Any) -> Tensor | dict[str, Tensor]:
         called = arguments(self.criterion, inputs, named)
-        loss = loss_by_rows(self.criterion, called, Alone(), lambda size: self.rows)
+        seeds = Seeds(self.criterion, called, Alone())
+        loss = self.criterion.in_tiles(called, self.rows, seeds.batch)
+        if loss is None:
+            loss = loss_by_rows(self.criterion, called, Alone(), lambda size: self.rows, seeds)
         return innermost(self.criterion).answer(loss, *called)
 
     def extra_repr(self) -> str:
@@ -102,9 +106,9 @@ class Alone:
 
     rank, world = 0, 1
 
-    def whole(self, tensor: Tensor) -> Tensor:
+    def whole(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The inputs of all ranks."""
-        return tensor
+        return list(tensors)
 
     def own(self, grad: Tensor) -> Tensor:
         """Of a gradient of the inputs of all ranks, what this rank's inputs get."""
@@ -118,8 +122,48 @@ class Alone:
         return int(torch.randint(2**62, (1,)))
 
 
+class Seeds:
+    """The random states of one batch: that of what is drawn once for all, and those of its tiles.
+
+    Args:
+        criterion: a mixer has them; a loss draws nothing.
+        inputs: of the call.
+        ranks: who share them.
+
+    Attributes:
+        batch: what all tiles have in common.
+    """
+
+    def __init__(self, criterion: Loss | Mixer, inputs: tuple, ranks: Alone) -> None:
+        self._device = next(x.device for x in inputs if isinstance(x, Tensor))
+        self._generator = None
+        if isinstance(criterion, Mixer):
+            self._generator = torch.Generator().manual_seed(ranks.seed(self._device))
+        self._once = self.next()
+        self.batch = Batch(self._drawn_once)
+
+    def next(self) -> int:
+        """The seed of the next tile."""
+        return 0 if self._generator is None else int(torch.randint(2**62, (), generator=self._generator))
+
+    @contextmanager
+    def at(self, seed: int):
+        """The random state that a seed gives; that of before comes back."""
+        if self._generator is None:
+            yield
+            return
+        with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
+
+    def _drawn_once(self, make: Callable[[], Any]) -> Any:
+        self._once += 1
+        with self.at(self._once):
+            return make()
+
+
 def loss_by_rows(
-    criterion: Loss | Mixer, inputs: tuple, ranks: Alone, rows_of: Callable[[int], int]
+    criterion: Loss | Mixer, inputs: tuple, ranks: Alone, rows_of: Callable[[int], int], seeds: Seeds
 ) -> Tensor:
     """The loss of a criterion, its table made some rows at a time.
 
@@ -127,18 +171,21 @@ def loss_by_rows(
         inputs: what the criterion is called with, in the order of its places.
         ranks: who computes which tiles.
         rows_of: how many rows a tile holds, of how many rows there are.
+        seeds: of this call.
     """
     places = [i for i, x in enumerate(inputs) if isinstance(x, Tensor) and x.is_floating_point()]
     parameters = [p for p in criterion.parameters() if p.requires_grad]
     with_gradient = torch.is_grad_enabled()
 
     def run() -> tuple[Tensor, list[Tensor | None]]:
-        called = [ranks.whole(x.detach()) if isinstance(x, Tensor) and x.ndim else x for x in inputs]
-        features = []
-        for place in places:
-            called[place] = called[place].detach().requires_grad_(with_gradient and inputs[place].requires_grad)
-            features.append(called[place])
-        walk = _Walk(criterion, tuple(called), ranks, rows_of)
+        called = [x.detach() if isinstance(x, Tensor) else x for x in inputs]
+        gathered = [place for place, x in enumerate(called) if isinstance(x, Tensor) and x.ndim]
+        for place, tensor in zip(gathered, ranks.whole([called[place] for place in gathered]), strict=True):
+            called[place] = tensor
+        features = [called[place] for place in places]
+        for place, feature in zip(places, features, strict=True):
+            feature.requires_grad_(with_gradient and inputs[place].requires_grad)
+        walk = _Walk(criterion, tuple(called), ranks, rows_of, seeds)
         if not with_gradient or not (parameters or any(x.requires_grad for x in features)):
             return walk.value(), [None] * (len(places) + len(parameters))
         value, of_features, of_parameters = walk.value_and_gradients(features, parameters)
@@ -169,9 +216,9 @@ class _Walk:
     """One batch, tile after tile."""
 
     def __init__(
-        self, criterion: Loss | Mixer, inputs: tuple, ranks: Alone, rows_of: Callable[[int], int]
+        self, criterion: Loss | Mixer, inputs: tuple, ranks: Alone, rows_of: Callable[[int], int], seeds: Seeds
     ) -> None:
-        self.criterion, self.ranks = criterion, ranks
+        self.criterion, self.ranks, self.seeds = criterion, ranks, seeds
         with torch.enable_grad():
             plans = criterion.read(criterion.plans(*inputs))
         self.plans, self.roots, self.leaves = cut_loose(plans)
@@ -180,40 +227,17 @@ class _Walk:
         groups = criterion.together(self.plans) if isinstance(criterion, Mixer) else None
         tiles = _tiles(size, groups, rows_of(size), device)
         share = [number * ranks.world // len(tiles) == ranks.rank for number in range(len(tiles))]
-        self.device, self.is_random = device, isinstance(criterion, Mixer)
-        seeds = torch.zeros(len(tiles) + 1, dtype=torch.long)
-        if self.is_random:
-            generator = torch.Generator().manual_seed(ranks.seed(device))
-            seeds = torch.randint(2**62, (len(tiles) + 1,), generator=generator)
-        tiles = list(zip(tiles, seeds[1:].tolist(), strict=True))
+        self.device = device
+        tiles = [(tile, seeds.next()) for tile in tiles]
         self.tiles = [tile for tile, mine in zip(tiles, share, strict=True) if mine]
         self.idle = not self.tiles
         if self.idle:  # a tile of another rank's, that counts nothing
             self.tiles = tiles[:1]
-        self.batch = Batch(self._seeded_once(int(seeds[0])))
-
-    def _seeded_once(self, seed: int) -> Callable[[Callable[[], Any]], Any]:
-        number = iter(range(seed, seed + 2**32))
-
-        def around(make: Callable[[], Any]) -> Any:
-            with self._seeded(next(number)):
-                return make()
-
-        return around
-
-    @contextmanager
-    def _seeded(self, seed: int):
-        if not self.is_random:
-            yield
-            return
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            yield
 
     def parts(self, plans: Sequence[Plan], rows: Tensor, seed: int) -> list[Part]:
         """Those of one tile."""
-        with self._seeded(seed):
-            return self.criterion.parts_of([Pairs.of(plan, rows) for plan in plans], self.batch)
+        with self.seeds.at(seed):
+            return self.criterion.parts_of([Pairs.of(plan, rows) for plan in plans], self.seeds.batch)
 
     def value(self) -> Tensor:
         """The loss, without gradient."""

@@ -146,6 +146,16 @@ class Loss(nn.Module, ABC):
         """Which of a batch's plans the loss needs."""
         return plans
 
+    def in_tiles(self, inputs: tuple, rows: int, batch: Batch) -> Tensor | None:
+        """The loss of a call, of which no more than some rows are ever there, where the loss has a pass of its own.
+
+        Args:
+            inputs: of the call.
+            rows: how many.
+            batch: what all rows have in common.
+        """
+        return None
+
     def reduce(self, pairs: Pairs) -> Tensor:
         """The mean of the kept rows of a table, a 0-dimensional tensor.
 

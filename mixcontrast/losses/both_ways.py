@@ -7,14 +7,14 @@ forward and once backward, a chunk of rows at a time; each chunk's mixtures, exp
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_CHUNK = 1 << 17  # cells of a chunk: half a megabyte of float32, of which a few are alive
+from mixcontrast.losses.chunks import Chunk, GivenTable, ProductTable
 
 
 @dataclass(frozen=True)
@@ -50,68 +50,49 @@ def cross_entropy_both_ways(
         A 0-dimensional tensor; None where similarities lie so far apart that a column's sum would lose digits, or A
         does not fit: read the tables one by one.
     """
-    if mixtures and len(similarity) % 2:
+    return _both_ways((similarity,), None, scale, mixtures)
+
+
+def cross_entropy_of_features(
+    image: Tensor, text: Tensor, scale: Tensor | float, mixtures: Sequence[ReverseMix] = (), *, rows: int
+) -> Tensor | None:
+    """`cross_entropy_both_ways(image @ text.T, scale, mixtures)`, of which no more than some rows are ever there.
+
+    They are made once forward and once more backward.
+
+    Args:
+        image: (A, D) on a CPU.
+        text: (A, D).
+        scale: as there, and `mixtures` likewise.
+        mixtures: as there.
+        rows: how many rows are alive at once, at least 1; of mixtures 2.
+    """
+    return _both_ways((image, text), rows, scale, mixtures)
+
+
+def _both_ways(
+    given: tuple[Tensor, ...], rows: int | None, scale: Tensor | float, mixtures: Sequence[ReverseMix]
+) -> Tensor | None:
+    like = given[0]
+    if mixtures and len(like) % 2:
         return None
     lams = [1.0, *(float(mix.lam) for mix in mixtures)]
-    scales = torch.stack([torch.as_tensor(s, dtype=similarity.dtype) for s in (scale, *(m.scale for m in mixtures))])
+    scales = torch.stack([torch.as_tensor(s, dtype=like.dtype) for s in (scale, *(m.scale for m in mixtures))])
     weights = [1.0, *(mix.weight for mix in mixtures)]
     kinds = [(False, False), *((mix.rows is not None, mix.columns is not None) for mix in mixtures)]
     coefficients = [c for mix in mixtures for pair in (mix.rows, mix.columns) if pair is not None for c in pair]
-    with torch.no_grad(), torch.autocast(similarity.device.type, enabled=False):
-        sums = None if bool((scales == 0).any()) else _sums(similarity, _tables(kinds, scales, lams, coefficients))
-    return None if sums is None else _BothWays.apply(similarity, scales, lams, kinds, weights, sums, *coefficients)
+    if bool((scales == 0).any()):
+        return None
+    with torch.no_grad(), torch.autocast(like.device.type, enabled=False):
+        sums = _sums(_source(given, rows), _tables(kinds, scales, lams, coefficients))
+    if sums is None:
+        return None
+    first, second = given if rows is not None else (*given, None)
+    return _BothWays.apply(first, second, rows, scales, lams, kinds, weights, sums, *coefficients)
 
 
-class _Chunk:
-    """Some rows of a table, in order or in pairs: rows `start` and up, and then those that the reverse makes of them.
-
-    Numbers of rows are kept in the same order, (S, A / S, 1); S is 2 where rows come in pairs, else 1.
-
-    Attributes:
-        cells: (S, H, A), a view; of pairs a copy in `buffer`.
-    """
-
-    def __init__(self, table: Tensor, buffer: Tensor | None, start: int, stop: int) -> None:
-        self.start, self.stop = start, stop
-        self.index = torch.arange(start, stop)  # (S * H,)
-        if buffer is not None:
-            self.index = torch.cat([self.index, len(table) - 1 - self.index])
-            self.cells = buffer[: len(self.index) * len(table)].view(2, stop - start, -1)
-            torch.index_select(table, 0, self.index, out=self.cells.view(-1, len(table)))
-        else:
-            self.cells = table[start:stop][None]
-
-    def scratch(self, buffer: Tensor) -> Tensor:
-        """(S, H, A) of a flat buffer, written over by the next one who asks."""
-        return buffer[: self.cells.numel()].view(self.cells.shape)
-
-    def part(self, rows: Tensor) -> Tensor:
-        """(S, H, 1) of this chunk, from numbers of all rows."""
-        return rows[:, self.start : self.stop]
-
-    def positives(self, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """Views (S, H) of `cells` (S, H, A): on the diagonal through the first row's own cell, and through its reverse.
-
-        In the second half of a pair the two exchange their parts.
-        """
-        sides, count, width = cells.shape
-        rising = cells.as_strided((sides, count), (count * width, width + 1), cells.storage_offset() + self.start)
-        last = cells.storage_offset() + width - 1 - self.start
-        return rising, cells.as_strided((sides, count), (count * width, width - 1), last)
-
-
-def _chunks(table: Tensor, paired: bool) -> Iterator[_Chunk]:
-    last = len(table) // 2 if paired else len(table)
-    step = max(1, _CHUNK // (len(table) * (2 if paired else 1)))
-    buffer = _buffers(table, 1)[0] if paired else None
-    for start in range(0, last, step):
-        yield _Chunk(table, buffer, start, min(start + step, last))
-
-
-def _buffers(table: Tensor, count: int) -> list[Tensor]:
-    """Flat tensors that hold a chunk each."""
-    cells = min(table.numel(), max(_CHUNK, 2 * len(table)))
-    return [table.new_empty(cells) for _ in range(count)]
+def _source(given: tuple[Tensor, ...], rows: int | None) -> GivenTable | ProductTable:
+    return GivenTable(*given) if rows is None else ProductTable(*given, rows)
 
 
 def _by_chunk_order(numbers: Tensor, paired: bool) -> Tensor:
@@ -142,7 +123,7 @@ class _Table:
     scale: float
     shares: Tensor
 
-    def logits(self, chunk: _Chunk, out: Tensor) -> tuple[Tensor, Tensor]:
+    def logits(self, chunk: Chunk, out: Tensor) -> tuple[Tensor, Tensor]:
         """The chunk with its rows mixed, and its logits, of which the columns are mixed too; one of them in `out`."""
         of_rows = chunk.cells
         if self.rows is None and self.columns is None:
@@ -158,7 +139,7 @@ class _Table:
         return of_rows, of_rows.flip(2).mul_(second).addcmul_(of_rows, first)
 
     def add_gradient(
-        self, total: Tensor, grad: Tensor, of_rows: Tensor, chunk: _Chunk, of: Sequence[Tensor], free: Tensor
+        self, total: Tensor, grad: Tensor, of_rows: Tensor, chunk: Chunk, of: Sequence[Tensor], free: Tensor
     ) -> None:
         """Adds the gradient of the chunk to `total` and those of the coefficients to `of`, from that of the logits.
 
@@ -206,18 +187,18 @@ def _tables(
     return found
 
 
-def _sums(similarity: Tensor, tables: list[_Table]) -> tuple[Tensor, Tensor, Tensor] | None:
+def _sums(source: GivenTable | ProductTable, tables: list[_Table]) -> tuple[Tensor, Tensor, Tensor] | None:
     """(T, S, A / S, 1) log-sum-exp of rows, (T, A) of columns, and (T,) totals of the logits of positives.
 
     Columns are summed about one maximum a table; None where one of them comes out too small to be exact.
     """
-    size, paired = len(similarity), len(tables) > 1
+    size, similarity, paired = source.size, source.like, len(tables) > 1
     rows = similarity.new_empty(len(tables), 1 + paired, size // (1 + paired), 1)
     columns = similarity.new_zeros(len(tables), size)
     near = similarity.new_zeros(len(tables))
     most = [-math.inf] * len(tables)
-    first, second = _buffers(similarity, 2)
-    for chunk in _chunks(similarity, paired):
+    first, second = source.buffers(2)
+    for chunk in source.chunks(paired):
         for t, table in enumerate(tables):
             logits = table.logits(chunk, chunk.scratch(first))[1]
             rising, falling = chunk.positives(logits)
@@ -239,23 +220,26 @@ def _sums(similarity: Tensor, tables: list[_Table]) -> tuple[Tensor, Tensor, Ten
 
 class _BothWays(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, similarity, scales, lams, kinds, weights, sums, *coefficients) -> Tensor:
+    def forward(ctx, first, second, tile_rows, scales, lams, kinds, weights, sums, *coefficients) -> Tensor:
         rows, columns, near = sums
-        ctx.save_for_backward(similarity, scales, rows, columns, *coefficients)
-        ctx.kinds, ctx.lams, ctx.weights = kinds, lams, similarity.new_tensor(weights)
-        losses = ((rows.flatten(1) + columns).sum(dim=1) / 2 - near) / len(similarity)
+        ctx.tile_rows = tile_rows
+        given = (first,) if second is None else (first, second)
+        ctx.save_for_backward(scales, rows, columns, *given, *coefficients)
+        ctx.kinds, ctx.lams, ctx.weights = kinds, lams, first.new_tensor(weights)
+        losses = ((rows.flatten(1) + columns).sum(dim=1) / 2 - near) / len(first)
         return (losses * ctx.weights).sum()
 
     @staticmethod
     @once_differentiable
     @torch.autocast("cpu", enabled=False)
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        similarity, scales, rows, columns, *coefficients = ctx.saved_tensors
+        scales, rows, columns, *rest = ctx.saved_tensors
+        given, coefficients = (rest[:1], rest[1:]) if ctx.tile_rows is None else (rest[:2], rest[2:])
+        source = _source(given, ctx.tile_rows)
         tables = _tables(ctx.kinds, scales, ctx.lams, coefficients)
-        size, paired = len(similarity), len(tables) > 1
-        of_similarity, of_scales = torch.empty_like(similarity), torch.zeros_like(scales)
-        of_coefficients = []
-        if any(ctx.needs_input_grad[1:]):
+        size, paired = source.size, len(tables) > 1
+        of_scales, of_coefficients = torch.zeros_like(scales), []
+        if any(ctx.needs_input_grad[3:]):
             kinds = [pair for by in ctx.kinds for pair in zip((True, False), by, strict=True)]
             by_rows = [kind for kind, count in kinds for _ in range(2 * count)]
             of_coefficients = [
@@ -268,11 +252,9 @@ class _BothWays(torch.autograd.Function):
         by_row = (rows - middle).exp_().mul_(parts[:, None, None, None])  # (T, S, A / S, 1)
         by_column = (middle[:, 0, :, 0] - columns).exp_()
         ones = parts[:, None].repeat(1, size)
-        buffers = _buffers(similarity, 3)
-        for chunk in _chunks(similarity, paired):
-            free, share, total = (chunk.scratch(buffer) for buffer in buffers)
-            if not paired:
-                total = of_similarity[chunk.start : chunk.stop][None]
+        scratch = source.buffers(2)
+        for chunk in source.chunks(paired, gradient=True):
+            (free, share), total = (chunk.scratch(buffer) for buffer in scratch), chunk.total
             used = 0
             for t, (table, part) in enumerate(zip(tables, parts.tolist(), strict=True)):
                 of_rows, logits = table.logits(chunk, free)
@@ -283,17 +265,15 @@ class _BothWays(torch.autograd.Function):
                 if paired:
                     falling -= 2 * part * table.shares.flip(0)
                 if t == 0:  # the real table comes first
-                    if ctx.needs_input_grad[1]:
+                    if ctx.needs_input_grad[3]:
                         of_scales[0] += torch.linalg.vecdot(total, chunk.cells).sum()
                     continue
                 of = of_coefficients[used : used + 2 * sum(ctx.kinds[t])]
                 used += len(of)
                 table.add_gradient(total, share, of_rows, chunk, of, logits)
-            if paired:
-                of_similarity.index_copy_(0, chunk.index, total.view(-1, size))
         of_scales[0] /= scales[0]
         if not of_coefficients:
-            return of_similarity, of_scales, None, None, None, None, *[None] * len(coefficients)
+            return *source.gradients(), None, of_scales, None, None, None, None, *[None] * len(coefficients)
         of_coefficients = [_by_row(of) if of.ndim == 3 else of for of in of_coefficients]
         used = 0
         for t, kind in enumerate(ctx.kinds):
@@ -301,4 +281,4 @@ class _BothWays(torch.autograd.Function):
                 for c, of in zip(coefficients[used : used + 2], of_coefficients[used : used + 2], strict=True):
                     of_scales[t] += torch.dot(c, of) / scales[t]
             used += 2 * sum(kind)
-        return of_similarity, of_scales, None, None, None, None, *of_coefficients
+        return *source.gradients(), None, of_scales, None, None, None, None, *of_coefficients

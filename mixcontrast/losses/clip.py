@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from mixcontrast.cells import Both, Diagonal, Match, Rule
 from mixcontrast.checks import reads_values
 from mixcontrast.losses.base import Batch, Loss, Part, positive_number
-from mixcontrast.losses.both_ways import ReverseMix, cross_entropy_both_ways
+from mixcontrast.losses.both_ways import ReverseMix, cross_entropy_both_ways, cross_entropy_of_features
 from mixcontrast.losses.rowsums import negatives, positives, weighted_sum
 from mixcontrast.losses.softmax import cross_entropy_rows, cross_entropy_to_even_rows
 from mixcontrast.pairs import Pairs
@@ -119,6 +119,31 @@ class ClipLoss(Loss):
         if int(target.count_nonzero()) != len(similarity):
             return None
         return cross_entropy_both_ways(similarity, scale_of(tables[0]), mixtures)
+
+    def in_tiles(
+        self,
+        inputs: tuple,
+        rows: int,
+        batch: Batch,
+        mixtures: Callable[[Plan], Sequence[ReverseMix]] = lambda plan: (),
+    ) -> Tensor | None:
+        """As `Loss.in_tiles`, of the batch's table alone: both ways, and its mixtures, in one pass.
+
+        Args:
+            inputs: as there.
+            rows: as there.
+            batch: as there.
+            mixtures: added with their weights, of the plan of images against texts.
+        """
+        if self.same_modality or self.image_queue is not None or self.text_queue is not None:
+            return None
+        plan, _ = self.plans(*inputs)
+        (columns,) = plan.columns
+        if not reads_values(plan.anchors) or not isinstance(columns.target, Diagonal):
+            return None
+        return cross_entropy_of_features(
+            plan.anchors, columns.candidates, scale_of(plan), mixtures(plan), rows=rows
+        )
 
     def in_place(self, *inputs: Tensor | float | None, labels: Tensor | None = None) -> tuple:
         return _in_place(inputs, labels)
@@ -228,7 +253,7 @@ class SigLipLoss(Loss):
         return super().forward(image_features, text_features, logit_scale, logit_bias, output_dict, labels)
 
 
-def scale_of(pairs: Pairs) -> Tensor | float:
+def scale_of(pairs: Pairs | Plan) -> Tensor | float:
     """The model's scale.
 
     Raises:

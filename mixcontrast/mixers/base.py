@@ -84,6 +84,10 @@ class Mixer(nn.Module, ABC):
         """`count` and `kept` of the parts of `parts_of`, as `Loss.counts`; None where only a draw tells."""
         return None
 
+    def in_tiles(self, inputs: tuple, rows: int, batch: Batch) -> Tensor | None:
+        """As `Loss.in_tiles`."""
+        return None
+
     def read(self, plans: Sequence[Plan]) -> Sequence[Plan]:
         """Which of a batch's plans the mixer needs."""
         return plans

@@ -14,10 +14,11 @@ from mixcontrast.losses.both_ways import ReverseMix
 from mixcontrast.losses.clip import ClipLoss
 from mixcontrast.losses.mixed_negatives import mixed_negatives_both_ways
 from mixcontrast.mixers.base import Groups, Mixer, check_wrappable, innermost
+from mixcontrast.mixers.reverse import MixWithReverse, ReverseCosine
 from mixcontrast.mixing import Geodesic, Interpolation, anchor_side, sample_beta
 from mixcontrast.pairs import Block, Pairs
 from mixcontrast.plans import Plan
-from mixcontrast.similarity import similarity_table
+from mixcontrast.similarity import similarity_table, wide
 
 
 @dataclass(frozen=True)
@@ -122,11 +123,14 @@ class GeodesicMixup(Mixer):
         self.interpolation, self.detach = interpolation, detach
 
     def plans(self, *inputs: Tensor) -> tuple[Plan, ...]:
-        plans = self.loss.plans(*inputs)
-        if reads_values(plans[0].anchors):
-            _check_lengths("image_features", plans[0].anchors)
-            _check_lengths("text_features", plans[0].columns[0].candidates)
-        return plans
+        return self.loss.plans(*self._checked(inputs))
+
+    def _checked(self, inputs: tuple) -> tuple:
+        """The inputs, once they were seen to be of unit length (on a CPU)."""
+        for name, features in zip(("image_features", "text_features"), inputs, strict=False):
+            if isinstance(features, Tensor) and features.ndim == 2 and reads_values(features):
+                _check_lengths(name, features)
+        return inputs
 
     def set_epoch(self, epoch: int) -> None:
         """Tells the epoch, from 0, for `decay_with_epoch`."""
@@ -203,7 +207,7 @@ class GeodesicMixup(Mixer):
         c1, c2 = c1.unsqueeze(1 - dim), c2.unsqueeze(1 - dim)
         if torch.compiler.is_compiling():
             return c1 * similarity + c2 * similarity.flip(dim)
-        return _MixWithReverse.apply(similarity, c1, c2, dim)
+        return MixWithReverse.apply(similarity, c1, c2, dim)
 
     def _m2(self, pairs: Pairs, lam: Tensor) -> tuple[Block, Block]:
         """(A, A) negatives, anchors against `m(anchor_j, candidate_j)`, j != i; and (A, 1) the plain positives."""
@@ -261,6 +265,17 @@ class GeodesicMixup(Mixer):
             return None
         rows = torch.full((), len(tables[0].anchors), device=tables[0].anchors.device)
         return known + [(rows, rows)] * len(self.terms) * len(tables)
+
+    def in_tiles(self, inputs: tuple, rows: int, batch: Batch) -> Tensor | None:
+        """As `Loss.in_tiles`: V-, L- and VL-Mix around ClipLoss."""
+        if not isinstance(self.loss, ClipLoss) or self.detach or "m2" in self.terms:
+            return None
+
+        def mixtures(plan: Plan) -> list[ReverseMix]:
+            first = Pairs.of(plan, torch.zeros(1, dtype=torch.long), blank=True)
+            return self._reversed(first, batch.once(self, lambda: self.draw(first)))
+
+        return self.loss.in_tiles(self._checked(inputs), rows, batch, mixtures)
 
     def together(self, plans: Sequence[Plan]) -> Groups:
         """Each row with its reverse."""
@@ -327,7 +342,7 @@ class GeodesicMixup(Mixer):
             lam = getattr(draw, name)
             if lam is not None:
                 term = self.terms[name]
-                rows = self._coefficients(pairs.anchors, lam) if by_rows else None
+                rows = self._coefficients(pairs.every_anchor, lam) if by_rows else None
                 columns = self._coefficients(candidates, lam) if by_columns else None
                 weight = term.weight / self._decay()
                 mixtures.append(ReverseMix(rows, columns, lam, self._scale(pairs, name), weight))
@@ -340,7 +355,7 @@ class GeodesicMixup(Mixer):
         if torch.compiler.is_compiling():
             cosine = (features * features.flip(0)).sum(dim=1)
         else:
-            cosine = _ReverseCosine.apply(features)
+            cosine = ReverseCosine.apply(features)
         first, second = self.interpolation.coefficients(lam, cosine)
         return first.expand_as(cosine), second.expand_as(cosine)  # plain linear mixing has one for all
 
@@ -351,50 +366,11 @@ class GeodesicMixup(Mixer):
         return ", ".join(f"{name}={term.weight}" for name, term in self.terms.items())
 
 
-class _ReverseCosine(torch.autograd.Function):
-    """(A,) the product of each row with its reverse, which is the reverse's with it."""
-
-    @staticmethod
-    def forward(ctx, features: Tensor) -> Tensor:
-        ctx.save_for_backward(features)
-        count = len(features)
-        half = (features[: (count + 1) // 2] * features[count // 2 :].flip(0)).sum(dim=1)
-        return torch.cat([half, half[: count // 2].flip(0)])
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        (features,) = ctx.saved_tensors
-        return features.flip(0).mul_((grad + grad.flip(0))[:, None])
-
-
-class _MixWithReverse(torch.autograd.Function):
-    """`c1 * table + c2 * table.flip(dim)` in place over one new table, forward and backward."""
-
-    @staticmethod
-    def forward(ctx, table: Tensor, c1: Tensor, c2: Tensor, dim: int) -> Tensor:
-        ctx.save_for_backward(table, c1, c2)
-        ctx.dim = dim
-        return table.flip(dim).mul_(c2).addcmul_(table, c1)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (table, c1, c2), dim = ctx.saved_tensors, ctx.dim
-        turned = grad.flip(dim)
-        of_c1 = of_c2 = None
-        if ctx.needs_input_grad[1]:
-            products = grad * table
-            of_c1 = products.sum(dim=1 - dim, keepdim=True)
-            torch.mul(turned, table, out=products)
-            of_c2 = products.sum(dim=1 - dim, keepdim=True).flip(dim)
-        return turned.mul_(c2.flip(dim)).addcmul_(grad, c1), of_c1, of_c2, None
-
-
 def _check_lengths(name: str, features: Tensor) -> None:
     """One line where features are not of unit length, to the precision of bfloat16."""
-    length = torch.linalg.vector_norm(features.detach(), dim=1)
+    length = torch.linalg.vector_norm(wide(features.detach()), dim=1)
     if not bool(((length - 1).abs() < 0.01).all()):
         raise ValueError(
             f"GeodesicMixup mixes on the sphere: `{name}` must be of unit length. Got lengths from "
             f"{length.min().item():g} to {length.max().item():g}; pass torch.nn.functional.normalize({name}, dim=-1)."
         )
-

@@ -72,7 +72,7 @@ def test_any_interpolation(interpolation):
 def test_it_is_one_pass_where_it_can_be(monkeypatch):
     passes = []
     kept = both_ways._BothWays.apply
-    monkeypatch.setattr(both_ways._BothWays, "apply", lambda *inputs: passes.append(len(inputs[3])) or kept(*inputs))
+    monkeypatch.setattr(both_ways._BothWays, "apply", lambda *inputs: passes.append(len(inputs[5])) or kept(*inputs))
     results(criterion_of(("v", "vl")), 12, torch.float32, 30.0, True)
     assert passes == [3]  # the real table and two mixed from it
     results(criterion_of(("v", "vl")), 7, torch.float32, 30.0, True)  # an odd one's middle row is its own reverse
