@@ -123,7 +123,7 @@ class Bench:
             torch.cuda.empty_cache()
 
     def captured(self, step: Step) -> Step | None:
-        """The step as a CUDA graph, which the host launches at once; None where there is no GPU."""
+        """The step as a CUDA graph, which the host launches at once; None where there is no GPU, or it cannot be."""
         if not self.on_gpu:
             return None
         stream = torch.cuda.Stream()
@@ -133,8 +133,12 @@ class Bench:
                 step()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            step()
+        try:
+            with torch.cuda.graph(graph):
+                step()
+        except RuntimeError as error:
+            say(f"no CUDA graph: {str(error).splitlines()[0]}")
+            return None
         return graph.replay
 
 
@@ -212,7 +216,6 @@ def batches(bench: Bench) -> str:
             torch.manual_seed(0)
             found: dict[str, Measured] = {}
             for name, step in family(size, bench.device, bench.small).items():
-                say(f"{name}, {size}")
                 torch.set_float32_matmul_precision("high" if "TF32" in name else "highest")
                 one = found[name] = bench.run({name: step}, turns=3 if size < 65_536 else 1)[name]
                 torch.set_float32_matmul_precision("highest")
@@ -220,6 +223,7 @@ def batches(bench: Bench) -> str:
                 of_cell = "-" if one.failed else number(1e9 * one.median / size**2)
                 first = next(iter(found.values()))
                 rows.append([f"{size:,}", name, one.shown(), one.over(first), of_cell, bench.peak(one)])
+                say(", ".join(rows[-1]))
     headers = ["pairs", "contestant", "ms a step", "times the first", "ps a cell", "peak MB"]
     return (
         "## Big batches\n\nD 512, forward and backward. `times the first` is against the first contestant of the same "
@@ -309,6 +313,7 @@ def main(arguments: list[str]) -> None:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SystemExit("The tables need a GPU. torch finds none here; --device cpu --small tries the code.")
     if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
     torch.set_float32_matmul_precision("highest")
     out = chosen.out
