@@ -21,19 +21,20 @@ _PARTS = {"test": "test", "val": "val", "valid": "val", "validation": "val", "tr
 
 @dataclass(frozen=True)
 class Files:
-    """What a command names.
+    """What is judged on; each is an option of `mixcontrast judge` and `mixcontrast ensemble`.
 
     Attributes:
-        pairs: a CSV file, a row a pair of an image and a caption.
-        classes: a folder whose subfolders are classes, or a CSV file with a class a row.
-        templates: a text file, a template with `{}` a line; without, the class's name alone.
-        descriptions: a JSON file, class to a list of texts, or a CSV file of the columns class and text.
-        image_column: of images' paths, from the file's own folder.
+        pairs: a CSV file with a row for each image and caption that belong together.
+        classes: for zero-shot classification, a folder whose subfolders are classes, or a CSV file, a row an image.
+        templates: a text file with a prompt template a line, {} where the class's name goes; without, the name alone.
+        descriptions: of classes, a JSON file (class to a list of texts) or a CSV file of the columns class and text.
+        image_column: of image paths, from the file's own folder.
         text_column: of captions.
-        label_column: of classes; of the pairs' file where there is no file of classes.
-        domain_column: of where an image is from; None: one domain.
-        split_column: whether a row is to `test`, `val` or `train`; None: all are to be judged.
-        held_out: domains that were not trained on.
+        label_column: of classes; of the pairs, where no --classes are given. In --classes by default label.
+        domain_column: of where an image is from (the vendor, the camera); each domain is then searched on its own.
+        split_column: of test, val or train; test rows are judged, val rows choose an ensemble's alpha. All rows are
+            judged where it is left out.
+        held_out: domains that were not trained on, joined by commas; shown apart from the others.
     """
 
     pairs: Path | None = None
@@ -45,7 +46,16 @@ class Files:
     label_column: str | None = None
     domain_column: str | None = None
     split_column: str | None = None
-    held_out: tuple[str, ...] = ()
+    held_out: str | tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.held_out, str):
+            object.__setattr__(self, "held_out", as_names(self.held_out))
+
+
+def as_names(given: str | None) -> tuple[str, ...]:
+    """Names joined by commas."""
+    return tuple(name.strip() for name in (given or "").split(",") if name.strip())
 
 
 @dataclass
