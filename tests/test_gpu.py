@@ -36,7 +36,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is here"),
     pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
-    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated"),  # by torch's own compiler
 ]
 GPU = "cuda"
 BATCH, DIM = 64, 32
