@@ -321,7 +321,7 @@ def test_a_captured_step_draws_anew_at_each_replay(name: str) -> None:
         else:
             (pairs,) = mixer.tables(model.encoder(x), labels)
             loss = mixer.loss_of(pairs, mixer.draw(pairs, generator))
-        return [loss, *torch.autograd.grad(loss, of)]
+        return [loss.detach(), *torch.autograd.grad(loss, of)]
 
     generator.manual_seed(1)
     graph, out = captured(step, generator)
@@ -343,7 +343,7 @@ def test_a_captured_step_reads_what_joins_the_queue_between_replays() -> None:
 
     def step() -> list[Tensor]:
         loss = criterion(query, key)
-        return [loss, *torch.autograd.grad(loss, query)]
+        return [loss.detach(), *torch.autograd.grad(loss, query)]
 
     graph, out = captured(step)
     for _ in range(3):
@@ -360,8 +360,9 @@ def test_a_criterion_as_a_graphed_callable(make) -> None:
     embeddings = torch.randn(BATCH, DIM, device=GPU, requires_grad=True)
     labels = CLASSES.to(GPU)
     criterion = make().to(GPU)
-    plainly = criterion(embeddings, labels)
-    graphed = torch.cuda.make_graphed_callables(copy.deepcopy(criterion), (embeddings, labels))
+    plainly = criterion(embeddings, labels).detach()  # no graph of another stream may be alive at a capture
+    sample = embeddings.detach().clone().requires_grad_()
+    graphed = torch.cuda.make_graphed_callables(copy.deepcopy(criterion), (sample, labels))
     loss = graphed(embeddings, labels)
     (gradient,) = torch.autograd.grad(loss, embeddings)
     torch.testing.assert_close(loss, plainly, rtol=0.05, atol=0.05)  # another draw
