@@ -23,6 +23,7 @@ from pathlib import Path
 
 import bench_gpu_cases as cases
 import torch
+from bench_mixers import step_of
 from tabulate import tabulate
 
 import mixcontrast as mc
@@ -54,11 +55,11 @@ class Measured:
         """The median over a unit."""
         return self.failed or number(self.median / unit)
 
-    def over(self, other: Measured) -> str:
+    def over(self, other: Measured, digits: int = 2) -> str:
         """The median of the ratios turn by turn."""
         if self.failed or other.failed:
             return "-"
-        return f"{statistics.median(a / b for a, b in zip(self.times, other.times, strict=True)):.2f}"
+        return f"{statistics.median(a / b for a, b in zip(self.times, other.times, strict=True)):.{digits}f}"
 
 
 @dataclass(frozen=True)
@@ -167,44 +168,60 @@ def same_value(one: Step, other: Step) -> None:
 
 def mixers(bench: Bench) -> str:
     """Each mixer against its loss alone and against mixing embeddings, and as a share of training a network."""
-    networks: dict[str, Measured] = {}
-    rows, shares = [], []
-    for name, (make, batch) in cases.networks(bench.small).items():
-        say(name)
-        networks[name] = bench.run({name: make(bench.device)}, turns=5)[name]
-        rows.append([name, str(batch), networks[name].shown(), bench.peak(networks[name])])
-        bench.clear()
-    of_networks = page_table(["network, a training step in bf16", "batch", "ms", "peak MB"], rows)
     rows = []
-    for title, size, make, trains in cases.mixers(bench.small):
-        say(f"{title} {size}")
+    for case in cases.mixers(bench.small):
+        what = f"{case.title} {case.size}"
+        say(what)
         torch.manual_seed(0)
-        steps = make(size, bench.device)
+        contest = case.make(case.size, bench.device)
+        steps = contest.steps()
         same_value(steps["mixed"], steps["on embeddings"])
         for name in ("loss alone", "mixed"):
             replay = bench.captured(steps[name])
             if replay is not None:
                 steps[f"{name}, a CUDA graph"] = replay
+            if case.compiled:
+                torch._dynamo.reset()
+                steps[f"{name}, compiled"] = step_of(torch.compile(contest.contestants[name]), *contest.inputs)
         found = bench.run(steps)
-        alone, mixed = found["loss alone"], found["mixed"]
         for name, one in found.items():
             peak = "-" if name.endswith("graph") else bench.peak(one)
-            rows.append([f"{title} {size}", name, one.shown(), one.over(alone), peak])
-        more = mixed.median - alone.median
-        row = [f"{title} {size}", number(more)]
-        for name, network in networks.items():
-            told = name in trains and not network.failed
-            row.append(f"{100 * more / (network.median + alone.median):.2f} %" if told else "-")
-        shares.append(row)
-        del steps
+            rows.append([what, name, one.shown(), one.over(found["loss alone"]), peak])
+        del steps, contest
         bench.clear()
     of_mixers = page_table(["what", "contestant", "ms a step", "times the loss alone", "peak MB"], rows)
-    of_shares = page_table(["mixer", "ms more than its loss", *networks], shares)
     return (
-        "## Mixers\n\nForward and backward, drawing included. As a CUDA graph, the host launches all of a step at "
-        f"once: the time of the card alone.\n\n{of_mixers}\n\n"
-        f"### As a share of training\n\n{of_networks}\n\nWhat mixing adds, over a training step with the loss alone "
-        f"(the goal is under 3 %), as many examples in the loss as in the network's batch:\n\n{of_shares}\n"
+        "## Mixers\n\nForward and backward, drawing included, on random embeddings. As a CUDA graph, the host launches "
+        "all of a step at once: the time of the card alone. Compiled, by torch.compile as it comes.\n\n"
+        f"{of_mixers}\n"
+    )
+
+
+def training(bench: Bench) -> str:
+    """What mixing adds to a training step of a network."""
+    rows = []
+    for name, (make, batch) in cases.networks(bench.small).items():
+        network = make(bench.device)
+        for case in cases.mixers(bench.small):
+            if name not in case.trains:
+                continue
+            torch.manual_seed(0)
+            contest = case.make(case.size, bench.device)
+            found = bench.run({key: network.step(contest, key) for key in ("loss alone", "mixed")}, turns=9)
+            alone, mixed = found.values()
+            more = statistics.median(b - a for a, b in zip(alone.times, mixed.times, strict=True))
+            share = f"{100 * (float(mixed.over(alone, digits=6)) - 1):.1f} %"
+            rows.append([name, str(batch), f"{case.title} {case.size}", alone.shown(), mixed.shown(), f"{more:.2f}",
+                         share, bench.peak(alone), bench.peak(mixed)])  # fmt: skip
+            say(", ".join(rows[-1]))
+            del contest
+        del network
+        bench.clear()
+    headers = ["network", "batch", "mixer", "ms, its loss alone", "ms, mixed", "ms more", "more", "peak MB", "mixed"]
+    return (
+        "## As a share of training\n\nA training step of a network in bf16 on random images (AdamW), its loss on the "
+        "network's embeddings, of as many numbers as the mixer's title says: alone, and mixed. `more` is the median of "
+        f"the differences turn by turn (the goal is under 3 %).\n\n{page_table(headers, rows)}\n"
     )
 
 
@@ -264,10 +281,10 @@ def retrieval(bench: Bench) -> str:
     """Search against the products that it is made of."""
     rows = []
     for num_queries, num_gallery, dim, k in cases.searches(bench.small):
-        say(f"search {num_queries} x {num_gallery}, k {k}")
         steps, flops = cases.search(num_queries, num_gallery, dim, k, bench.device)
         found = {name: bench.run({name: step}, turns=1)[name] for name, step in steps.items()}
         for name, one in found.items():
+            say(f"search {num_queries} x {num_gallery}, k {k}: {name} {one.shown(1e3)} s")
             rate = "-" if one.failed else number(flops / (one.median / 1e3) / 1e12)
             what = f"{num_queries:,} x {num_gallery:,} x {dim}, k {k:,}"
             rows.append([what, name, one.shown(1e3), rate, one.over(found["products alone"])])
@@ -279,7 +296,7 @@ def retrieval(bench: Bench) -> str:
 
 
 TABLES: dict[str, Callable[[Bench], str]] = {
-    "mixers": mixers, "batches": batches, "topk": topk, "retrieval": retrieval,
+    "mixers": mixers, "training": training, "batches": batches, "topk": topk, "retrieval": retrieval,
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -26,27 +27,61 @@ RESNET, VIT, CLIP = "ResNet-50", "ViT-B/32", "CLIP ViT-B/32"
 # ---- networks
 
 
-def networks(small: bool) -> dict[str, tuple[Callable[[torch.device], Step], int]]:
-    """A training step of each on random images, and its batch; the loss is next to nothing."""
-    few, many = (4, 4) if small else (256, 1024)
+@dataclass(frozen=True)
+class Network:
+    """A network that is trained on random images, and texts.
+
+    Attributes:
+        module: what is trained.
+        embed: of its batch, what a criterion is called with first.
+        device: where it is.
+    """
+
+    module: nn.Module
+    embed: Callable[[], tuple[Tensor, ...]]
+    device: torch.device
+
+    def step(self, contest: Contest, name: str) -> Step:
+        """A training step in bf16 with one of a contest's contestants."""
+        optimizer = torch.optim.AdamW(self.module.parameters(), lr=1e-5, fused=self.device.type == "cuda")
+
+        def step() -> None:
+            with torch.autocast(self.device.type, dtype=torch.bfloat16):
+                embeddings = self.embed()
+            loss = contest.called(name, embeddings)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+        return step
+
+
+def networks(small: bool) -> dict[str, tuple[Callable[[torch.device], Network], int]]:
+    """Each network and its batch."""
+    few, many = (16, 16) if small else (256, 1024)
     return {
-        RESNET: (lambda device: _image_step("test_resnet" if small else "resnet50", few, device), few),
-        VIT: (lambda device: _image_step("test_vit" if small else "vit_base_patch32_224", few, device), few),
-        CLIP: (lambda device: _clip_step(small, many, device), many),
+        RESNET: (lambda device: _image_network("test_resnet" if small else "resnet50", few, device), few),
+        VIT: (lambda device: _image_network("test_vit" if small else "vit_base_patch32_224", few, device), few),
+        CLIP: (lambda device: _clip_network(small, many, device), many),
     }
 
 
-def _image_step(name: str, batch: int, device: torch.device) -> Step:
+def _image_network(name: str, batch: int, device: torch.device) -> Network:
     import timm
 
-    network = timm.create_model(name, num_classes=128).to(device).train()
+    network = timm.create_model(name, num_classes=512).to(device).train()
     images = torch.randn(batch, *network.default_cfg["input_size"], device=device)
     if "resnet" in name:
         network, images = (x.to(memory_format=torch.channels_last) for x in (network, images))
-    return _training_step(network, lambda: network(images), device)
+
+    def embed() -> tuple[Tensor, ...]:
+        embeddings = network(images).float()
+        return embeddings, embeddings.detach().flip(0)  # of another view, without gradient
+
+    return Network(network, embed, device)
 
 
-def _clip_step(small: bool, batch: int, device: torch.device) -> Step:
+def _clip_network(small: bool, batch: int, device: torch.device) -> Network:
     import open_clip
 
     vision = dict(image_size=224, layers=12, width=768, patch_size=32)
@@ -58,44 +93,75 @@ def _clip_step(small: bool, batch: int, device: torch.device) -> Step:
     images = torch.randn(batch, 3, vision["image_size"], vision["image_size"], device=device)
     words = torch.randint(1, text["vocab_size"], (batch, text["context_length"]), device=device)
 
-    def forward() -> Tensor:
+    def embed() -> tuple[Tensor, ...]:
         image, words_of, *_ = network(images, words)
-        return torch.cat([image, words_of])
+        return image.float(), words_of.float()
 
-    return _training_step(network, forward, device)
-
-
-def _training_step(network: nn.Module, forward: Callable[[], Tensor], device: torch.device) -> Step:
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, fused=device.type == "cuda")
-
-    def step() -> None:
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            loss = forward().float().square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return step
+    return Network(network, embed, device)
 
 
 # ---- mixers
 
 
-def mixers(small: bool) -> list[tuple[str, int, Callable[[int, torch.device], dict[str, Step]], tuple[str, ...]]]:
-    """What is mixed, at which size, the contestants, and the networks that are trained so."""
+@dataclass(frozen=True)
+class Contest:
+    """Criteria that are called with the same inputs.
+
+    Attributes:
+        inputs: of a call.
+        contestants: the first two are "loss alone" and "mixed".
+    """
+
+    inputs: tuple[Tensor, ...]
+    contestants: dict[str, Callable[..., Tensor]]
+
+    def steps(self) -> dict[str, Step]:
+        """A forward and backward pass of each."""
+        return {name: step_of(criterion, *self.inputs) for name, criterion in self.contestants.items()}
+
+    def called(self, name: str, embeddings: tuple[Tensor, ...]) -> Tensor:
+        """The loss of a network's embeddings, of which as many numbers are read as the inputs have."""
+        inputs = list(self.inputs)
+        for place, embedding in zip((i for i, x in enumerate(inputs) if x.ndim == 2), embeddings, strict=False):
+            inputs[place] = embedding[:, : inputs[place].shape[1]]
+        return self.contestants[name](*inputs)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is mixed, at which size.
+
+    Attributes:
+        title: of its rows.
+        size: as the title ends.
+        make: its contest.
+        trains: the networks that are trained so.
+        compiled: whether torch.compile is measured too.
+    """
+
+    title: str
+    size: int
+    make: Callable[[int, torch.device], Contest]
+    trains: tuple[str, ...]
+    compiled: bool = False
+
+
+def mixers(small: bool) -> list[Case]:
+    """Every mixer."""
     images, towers = (RESNET, VIT), (CLIP,)
     keys, batch, views, pairs = ((512,), 16, 16, 16) if small else ((16_384, 65_536), 256, 256, 1024)
     numbers = "(64, 64, 16)" if small else "(1024, 1024, 128)"
     mochi, of_mochi = f"MoCHi {numbers} on InfoNCE, batch {batch}, D 128, queue", _mochi(small, batch)
-    found = [(mochi, size, of_mochi, images) for size in keys]
-    found += [(f"SynCo on InfoNCE, batch {batch}, D 128, queue", k, _synco(small, batch), images) for k in keys[-1:]]
-    found.append(("Metrix on MultiSimilarityLoss, all positive x negative, 4 a class, D 512, batch", batch, _metrix,
-                  images))  # fmt: skip
-    found.append(("SupReMix on SupConLoss, D 128, views", views, _supremix, images))
-    for term in ("m2", "v", "l", "vl"):
-        found.append((f"{term}-Mix on ClipLoss, D 512, batch", pairs, _geodesic((term,)), towers))
-    found.append(("m3-Mix on ClipLoss, D 512, batch", pairs, _geodesic(("m2", "v", "l", "vl")), towers))
-    return found
+    synco = f"SynCo on InfoNCE, batch {batch}, D 128, queue"
+    metrix = "Metrix on MultiSimilarityLoss, all positive x negative, 4 a class, D 512, batch"
+    return [
+        *(Case(mochi, size, of_mochi, images, compiled=size == keys[-1]) for size in keys),
+        Case(synco, keys[-1], _synco(small, batch), images),
+        Case(metrix, batch, _metrix, images),
+        Case("SupReMix on SupConLoss, D 128, views", views, _supremix, images),
+        *(Case(f"{x}-Mix on ClipLoss, D 512, batch", pairs, _geodesic((x,)), towers) for x in ("m2", "v", "l", "vl")),
+        Case("m3-Mix on ClipLoss, D 512, batch", pairs, _geodesic(("m2", "v", "l", "vl")), towers, compiled=True),
+    ]
 
 
 def _queue(size: int, device: torch.device) -> mc.KeyQueue:
@@ -107,16 +173,17 @@ def _queue(size: int, device: torch.device) -> mc.KeyQueue:
 def _of_queue(mixer: Callable[[mc.KeyQueue], mc.Mixer], on_embeddings: Callable, batch: int) -> Callable:
     """Contestants in evaluation mode, so that each finds the same full queue; what joins it costs a copy of a batch."""
 
-    def make(size: int, device: torch.device) -> dict[str, Step]:
-        query, key = torch.randn(2, batch, 128, device=device)
+    def make(size: int, device: torch.device) -> Contest:
         queue = _queue(size, device)
         mixed = mixer(queue).eval()
-        alone = mc.InfoNCE(temperature=0.2, queue=queue).eval()
-        return {
-            "loss alone": step_of(alone, query, key),
-            "mixed": step_of(mixed, query, key),
-            "on embeddings": step_of(lambda *x: on_embeddings(mixed, *x), query, key),
-        }
+        return Contest(
+            (torch.randn(batch, 128, device=device), torch.randn(batch, 128, device=device)),
+            {
+                "loss alone": mc.InfoNCE(temperature=0.2, queue=queue).eval(),
+                "mixed": mixed,
+                "on embeddings": lambda *x: on_embeddings(mixed, *x),
+            },
+        )
 
     return make
 
@@ -133,49 +200,52 @@ def _synco(small: bool, batch: int) -> Callable:
     return _of_queue(lambda queue: mc.SynCo(loss, queue=queue, **few), synco_on_embeddings, batch)
 
 
-def _metrix(batch: int, device: torch.device) -> dict[str, Step]:
+def _metrix(batch: int, device: torch.device) -> Contest:
     import pytorch_metric_learning.losses as losses
 
-    embeddings = torch.randn(batch, 512, device=device)
-    labels = torch.arange(batch // 4, device=device).repeat_interleave(4)
     loss = mc.MultiSimilarityLoss(alpha=18, beta=75, base=0.77)
     mixer = mc.Metrix(loss, max_positives=3)
-    return {
-        "loss alone": step_of(loss, embeddings, labels),
-        "mixed": step_of(mixer, embeddings, labels),
-        "on embeddings": step_of(lambda *x: metrix_on_embeddings(mixer, *x), embeddings, labels),
-        "pytorch-metric-learning, loss alone": step_of(losses.MultiSimilarityLoss(18, 75, 0.77), embeddings, labels),
-    }
+    return Contest(
+        (torch.randn(batch, 512, device=device), torch.arange(batch // 4, device=device).repeat_interleave(4)),
+        {
+            "loss alone": loss,
+            "mixed": mixer,
+            "on embeddings": lambda *x: metrix_on_embeddings(mixer, *x),
+            "pytorch-metric-learning, loss alone": losses.MultiSimilarityLoss(18, 75, 0.77),
+        },
+    )
 
 
-def _supremix(views: int, device: torch.device) -> dict[str, Step]:
-    embeddings = torch.randn(views, 128, device=device)
+def _supremix(views: int, device: torch.device) -> Contest:
     values = (torch.rand(views // 2, device=device) * 80).round().repeat(2)
-    loss = mc.SupConLoss(temperature=0.3)
+    classes, loss = values.long(), mc.SupConLoss(temperature=0.3)
     mixer = mc.SupReMix(loss)
-    classes = values.long()
-    return {
-        "loss alone": step_of(lambda x, _: loss(x, classes), embeddings, values),
-        "mixed": step_of(mixer, embeddings, values),
-        "on embeddings": step_of(lambda *x: supremix_on_embeddings(mixer, *x), embeddings, values),
-    }
+    return Contest(
+        (torch.randn(views, 128, device=device), values),
+        {
+            "loss alone": lambda x, _: loss(x, classes),
+            "mixed": mixer,
+            "on embeddings": lambda *x: supremix_on_embeddings(mixer, *x),
+        },
+    )
 
 
-def _geodesic(names: tuple[str, ...]) -> Callable[[int, torch.device], dict[str, Step]]:
-    def make(batch: int, device: torch.device) -> dict[str, Step]:
+def _geodesic(names: tuple[str, ...]) -> Callable[[int, torch.device], Contest]:
+    def make(batch: int, device: torch.device) -> Contest:
         import open_clip
 
-        image, text = F.normalize(torch.randn(2, batch, 512, device=device), dim=-1)
-        scale = torch.full((), 100.0, device=device)
         terms = dict.fromkeys(("m2", "v", "l", "vl"))
         terms |= {name: mc.MixTerm(0.05, temperature=0.07 if name == "m2" else None) for name in names}
         mixer = mc.GeodesicMixup(mc.ClipLoss(), **terms)
-        return {
-            "loss alone": step_of(mc.ClipLoss(), image, text, scale),
-            "mixed": step_of(mixer, image, text, scale),
-            "on embeddings": step_of(lambda *x: geodesic_on_embeddings(mixer, *x), image, text, scale),
-            "open_clip, loss alone": step_of(open_clip.ClipLoss(), image, text, scale),
-        }
+        return Contest(
+            (*F.normalize(torch.randn(2, batch, 512, device=device), dim=-1), torch.full((), 100.0, device=device)),
+            {
+                "loss alone": mc.ClipLoss(),
+                "mixed": mixer,
+                "on embeddings": lambda *x: geodesic_on_embeddings(mixer, *x),
+                "open_clip, loss alone": open_clip.ClipLoss(),
+            },
+        )
 
     return make
 
@@ -285,7 +355,7 @@ def searches(small: bool) -> list[tuple[int, int, int, int]]:
     """Queries, gallery, D, k."""
     if small:
         return [(64, 500, 32, 5), (16, 500, 32, 300)]
-    return [(100_000, 1_000_000, 512, 10), (100_000, 1_000_000, 512, 100), (10_000, 1_000_000, 512, 3000)]
+    return [(20_000, 1_000_000, 512, 10), (20_000, 1_000_000, 512, 100), (2_000, 1_000_000, 512, 3000)]
 
 
 def search(num_queries: int, num_gallery: int, dim: int, k: int, device: torch.device) -> tuple[dict[str, Step], float]:

@@ -25,6 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         from jsonargparse import auto_cli
 
+        from mixcontrast.command_options import CommandParser, gathered
         from mixcontrast.evaluation_commands import compare_command, evaluate_command, evaluate_run_command
 
         commands = {"evaluate": evaluate_command, "evaluate_run": evaluate_run_command, "compare": compare_command}
@@ -34,7 +35,8 @@ def main(arguments: list[str] | None = None) -> None:
             from mixcontrast.judge_command import judge_command
 
             commands = {
-                "embed": embed_command, "judge": judge_command, "ensemble": ensemble_command, **commands
+                "embed": embed_command, "judge": gathered(judge_command), "ensemble": gathered(ensemble_command),
+                **commands,
             }  # fmt: skip
         if extra == "demo":  # its packages are many: training, images, pictures
             from mixcontrast.demo import demo
@@ -46,7 +48,9 @@ def main(arguments: list[str] | None = None) -> None:
             f"pip install 'mixcontrast[{extra}]'"
         ) from None
     try:
-        auto_cli(commands, args=arguments, prog="mixcontrast", description=__doc__)
+        auto_cli(
+            commands, args=arguments, prog="mixcontrast", description=__doc__, parser_class=CommandParser
+        )
     except (ValueError, TypeError, ImportError) as error:
         raise SystemExit(f"mixcontrast: {error}") from None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,33 +14,22 @@ from mixcontrast.files import write_json, write_whole
 from mixcontrast.judge.alphas import read_alphas, read_weights
 from mixcontrast.judge.collection import Collection
 from mixcontrast.judge.reading import Files
+from mixcontrast.judge.running import Running
 from mixcontrast.judge.weights import check_alike, integer_names, interpolate
 
 if TYPE_CHECKING:
-    from mixcontrast.judge.subject import Running, Subject
+    from mixcontrast.judge.subject import Subject
 
 
 def ensemble_command(
     zeroshot: Path,
     finetuned: Path,
+    files: Files,
+    running: Running,
     alpha: str | list[float] = "0,0.1,...,1",
     out: Path = Path("runs/ensemble"),
     judge: str | None = None,
-    pairs: Path | None = None,
-    classes: Path | None = None,
-    templates: Path | None = None,
-    descriptions: Path | None = None,
-    image_column: str = "image",
-    text_column: str = "caption",
-    label_column: str | None = None,
-    domain_column: str | None = None,
-    split_column: str | None = None,
-    held_out: str | None = None,
     model_config: Path | None = None,
-    batch_size: int = 64,
-    num_workers: int = 0,
-    device: str = "auto",
-    precision: Literal["float32", "bfloat16", "float16"] = "float32",
     report: Path | None = None,
 ) -> None:
     """Writes weights between two checkpoints, (1 - alpha) times the first plus alpha times the second (WiSE-FT).
@@ -54,37 +43,25 @@ def ensemble_command(
     Args:
         zeroshot: weights before fine-tuning: of open_clip, or model.pt or a checkpoint of mixcontrast fit.
         finetuned: weights of the same architecture behind it.
+        files: what is judged on.
+        running: how the towers are run.
         alpha: in [0, 1], joined by commas; dots fill steps in.
         out: the folder for ensemble-ALPHA.pt.
-        judge: the model that the weights are of, as mixcontrast judge takes it: the folder of a run, or open_clip:NAME.
-        pairs: to judge on, as of mixcontrast judge, likewise all below; a run has its own data.
-        classes: a folder whose subfolders are classes, or a CSV file, a row an image.
-        templates: a text file with a prompt template a line.
-        descriptions: of classes, a JSON or CSV file.
-        image_column: of image paths.
-        text_column: of captions.
-        label_column: of classes.
-        domain_column: of where an image is from.
-        split_column: of test, val or train: test rows are judged, val rows choose alpha.
-        held_out: domains that were not trained on, joined by commas.
+        judge: the model that the weights are of, as mixcontrast judge takes it: the folder of a run, which has its own
+            data, or open_clip:NAME with --pairs or --classes.
         model_config: a JSON file of a model that open_clip does not have.
-        batch_size: items at once.
-        num_workers: processes that open images.
-        device: cpu, cuda, mps, or auto for the fastest there is.
-        precision: of the towers' arithmetic (autocast).
         report: with --judge an HTML page to look at: the curve, and both ends and the chosen alpha beside each other.
     """
     alphas = read_alphas(alpha)
     if judge is None:
-        if pairs is not None or classes is not None or report is not None:
+        if files.pairs is not None or files.classes is not None or report is not None:
             raise ValueError(
                 "--pairs, --classes and --report are of --judge. Got no --judge; name the model by it, a run or "
                 "open_clip:NAME."
             )
     else:
         try:
-            from mixcontrast.judge.subject import Running
-            from mixcontrast.judge_command import as_names, opened
+            from mixcontrast.judge_command import opened
             from mixcontrast.report import curves  # noqa: F401
         except ImportError as error:
             raise ModuleNotFoundError(
@@ -92,11 +69,6 @@ def ensemble_command(
             ) from None
         if report is not None:
             check_report(report, "mixcontrast.report.judgement_page")
-        running = Running(batch_size, num_workers, device, precision)
-        files = Files(
-            pairs, classes, templates, descriptions, image_column, text_column, label_column, domain_column,
-            split_column, as_names(held_out),
-        )  # fmt: skip
         subject, test = opened(judge, [zeroshot, finetuned], files, model_config)
         validation = subject.collection(files, "val")
     first, second = read_weights(zeroshot), read_weights(finetuned)

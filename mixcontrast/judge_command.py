@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -14,29 +14,18 @@ from mixcontrast.evaluation_commands import check_report
 from mixcontrast.files import write_json, write_whole
 from mixcontrast.judge.collection import Collection
 from mixcontrast.judge.judgement import Judgement
-from mixcontrast.judge.reading import Files, read_collection
-from mixcontrast.judge.subject import Running, Subject, judged, open_subject
+from mixcontrast.judge.reading import Files, as_names, read_collection
+from mixcontrast.judge.running import Running
+from mixcontrast.judge.subject import Subject, judged, open_subject
 from mixcontrast.judge.tables import Beside
 
 
 def judge_command(
     what: str,
+    files: Files,
+    running: Running,
     weights: str | None = None,
-    pairs: Path | None = None,
-    classes: Path | None = None,
-    templates: Path | None = None,
-    descriptions: Path | None = None,
-    image_column: str = "image",
-    text_column: str = "caption",
-    label_column: str | None = None,
-    domain_column: str | None = None,
-    split_column: str | None = None,
-    held_out: str | None = None,
     model_config: Path | None = None,
-    batch_size: int = 64,
-    num_workers: int = 0,
-    device: str = "auto",
-    precision: Literal["float32", "bfloat16", "float16"] = "float32",
     out: Path = Path("runs/judge"),
     report: Path | None = None,
 ) -> None:
@@ -50,32 +39,15 @@ def judge_command(
     Args:
         what: the folder of a run of mixcontrast fit, judged before and after on its own test part; or
             open_clip:NAME/TAG_OR_FILE, open_clip:NAME with --weights, or open_clip:local-dir:FOLDER.
+        files: what it is judged on.
+        running: how the towers are run.
         weights: files of weights of this model, joined by commas (zeroshot.pt,finetuned.pt), judged beside each other.
-        pairs: a CSV file with a row for each image and caption that belong together.
-        classes: for zero-shot classification, a folder whose subfolders are classes, or a CSV file, a row an image.
-        templates: a text file with a prompt template a line, {} where the class's name goes; without, the name alone.
-        descriptions: of classes, a JSON file (class to a list of texts) or a CSV file of the columns class and text.
-        image_column: of image paths, from the file's own folder.
-        text_column: of captions.
-        label_column: of classes; of the pairs, where no --classes are given. In --classes by default label.
-        domain_column: of where an image is from (the vendor, the camera); each domain is then searched on its own.
-        split_column: of test, val or train; test rows are judged. All rows are where it is left out.
-        held_out: domains that were not trained on, joined by commas; shown apart from the others.
         model_config: a JSON file of a model that open_clip does not have.
-        batch_size: items at once.
-        num_workers: processes that open images.
-        device: cpu, cuda, mps, or auto for the fastest there is.
-        precision: of the towers' arithmetic (autocast).
         out: a folder for results.json, results.md, and for each weights and task a folder that compare reads.
         report: an HTML page to look at: tables, intervals, reliability, domains, the modality gap.
     """
     if report is not None:
         check_report(report, "mixcontrast.report.judgement_page")
-    running = Running(batch_size, num_workers, device, precision)
-    files = Files(
-        pairs, classes, templates, descriptions, image_column, text_column, label_column, domain_column, split_column,
-        as_names(held_out),
-    )  # fmt: skip
     subject, collection = opened(what, [Path(name) for name in as_names(weights)], files, model_config)
     found = list(judged(subject, collection, running))
     beside = Beside(found, collection)
@@ -84,9 +56,10 @@ def judge_command(
     save_queries(out, found)
     settings = {
         "model": what, "weights": {name: file and str(file) for name, file in subject.weights.items()},
-        **facts_of(collection), "precision": precision, "batch_size": batch_size,
+        **facts_of(collection), "precision": running.precision, "batch_size": running.batch_size,
     }  # fmt: skip
-    write_json(out / "results.json", {**beside.to_dict(), "settings": settings, "environment": environment(device)})
+    facts = {"settings": settings, "environment": environment(running.device)}
+    write_json(out / "results.json", {**beside.to_dict(), **facts})
     write_whole(out / "results.md", lambda file: file.write_text(page, encoding="utf-8"))
     print(f"All is in {out}/")
     if report is not None:
@@ -114,11 +87,6 @@ def opened(
         where = f"the column {files.split_column}" if files.split_column else f"the data of {what}"
         raise ValueError(f"Judging needs test rows. Got none in {where}; have a test part.")
     return subject, collection
-
-
-def as_names(given: str | None) -> tuple[str, ...]:
-    """Names joined by commas."""
-    return tuple(name.strip() for name in (given or "").split(",") if name.strip())
 
 
 def facts_of(collection: Collection) -> dict[str, Any]:

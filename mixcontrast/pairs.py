@@ -212,16 +212,16 @@ class Pairs:
     @staticmethod
     def whole(plans: Sequence[Plan]) -> tuple[Pairs, ...]:
         """The tables of the plans of a batch; a product that is read both ways is made once."""
-        made: dict[int, Pairs] = {}
+        made: list[Pairs] = []
         for plan in plans:
-            there = made.get(id(plan.back_of))
-            if there is None:
-                made[id(plan)] = Pairs.of(plan)
+            there = [table for table, of in zip(made, plans, strict=False) if of is plan.back_of]
+            if not there:
+                made.append(Pairs.of(plan))
                 continue
-            back = replace(there, blocks=there.blocks[:1]).transpose()
+            back = replace(there[0], blocks=there[0].blocks[:1]).transpose()
             more = (_block(columns, back.anchors, None, False) for columns in plan.columns[1:])
-            made[id(plan)] = back.append(*more)
-        return tuple(made.values())
+            made.append(back.append(*more))
+        return tuple(made)
 
     @staticmethod
     def from_labels(embeddings: Tensor, labels: Tensor) -> Pairs:

@@ -36,7 +36,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is here"),
     pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
-    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated"),  # by torch's own compiler
 ]
 GPU = "cuda"
 BATCH, DIM = 64, 32
@@ -362,7 +361,8 @@ def test_a_criterion_as_a_graphed_callable(make) -> None:
     labels = CLASSES.to(GPU)
     criterion = make().to(GPU)
     plainly = criterion(embeddings, labels).detach()  # no graph of another stream may be alive at a capture
-    graphed = torch.cuda.make_graphed_callables(copy.deepcopy(criterion), (embeddings, labels))
+    sample = embeddings.detach().clone().requires_grad_()
+    graphed = torch.cuda.make_graphed_callables(copy.deepcopy(criterion), (sample, labels))
     loss = graphed(embeddings, labels)
     (gradient,) = torch.autograd.grad(loss, embeddings)
     torch.testing.assert_close(loss, plainly, rtol=0.05, atol=0.05)  # another draw

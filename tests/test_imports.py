@@ -17,7 +17,7 @@ CORE = LOW | {"pairs", "mixing", "queue", "losses", "mixers", "tiling", "caching
 APPLICATION = {
     "data", "judge", "models", "training", "report", "files", "demo", "embedding_command", "evaluation_commands",
     "evaluation_inputs", "ensemble_command", "judge_command", "cli", "environment", "fit_command", "fit_errors",
-    "wording", "explanation", "explain_command", "study", "study_command",
+    "wording", "explanation", "explain_command", "study", "study_command", "command_options",
 }  # fmt: skip
 MAY_IMPORT = {
     "similarity": set(),

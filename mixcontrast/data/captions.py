@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from mixcontrast.data.examples import UnreadableImage, labels_of, open_image
-from mixcontrast.data.found import csv_columns, existing
+from mixcontrast.data.found import existing
 from mixcontrast.data.image_files import images_under, parts_of
+from mixcontrast.data.image_rows import check_captions, check_images, one_each, read_image_rows
 from mixcontrast.data.items import WebDataset, tars
 from mixcontrast.data.splits import Parts
 
@@ -60,7 +61,8 @@ class CaptionTable(Captioned):
         caption_column: of their captions.
         group_column: images of equal entries have their captions in common (a product seen from several sides).
         domain_column: where an image is from (a shop, a camera), for parts that are held out.
-        split_column: whether an image is to `train`, `val` (or `validation`) or `test`; parts are drawn where left out.
+        split_column: whether an image is to `train`, `val` (`valid`, `validation`) or `test`; parts are drawn where
+            left out.
         root: the folder of the images; that of the CSV file where left out.
 
     Raises:
@@ -79,25 +81,19 @@ class CaptionTable(Captioned):
         split_column: str | None = None,
         root: Path | None = None,
     ) -> None:
-        wanted = (image_column, caption_column, group_column, domain_column, split_column)
-        columns = csv_columns(csv, [name for name in wanted if name is not None])
-        names, texts = columns[image_column], [text.strip() for text in columns[caption_column]]
-        where = [f"{csv} line {line}" for line in range(2, len(names) + 2)]
-        check_captions(texts, [f"{at} ({name})" for at, name in zip(where, names, strict=True)])
-        self.image_names = tuple(dict.fromkeys(names))
-        self.paths = _there(self.image_names, root or csv.parent, csv)
-        rows = {name: row for row, name in enumerate(self.image_names)}
-        of_pairs = [rows[name] for name in names]
-        self.captions, self.pairs = paired(of_pairs, texts)
-        self.groups = np.arange(len(rows))
-        if group_column is not None:
-            self.groups = labels_of(_of_each_image(where, of_pairs, columns[group_column], len(rows), group_column))[0]
-        if domain_column is not None:
-            self.domains = np.array(_of_each_image(where, of_pairs, columns[domain_column], len(rows), domain_column))
-        self._parts = None
-        if split_column is not None:
-            parts = _of_each_image(where, of_pairs, columns[split_column], len(rows), split_column)
-            self._parts = parts_of(csv, [part.lower() for part in parts])
+        rows = read_image_rows(
+            csv, image_column=image_column, caption_column=caption_column, split_column=split_column, root=root,
+            told={"group": group_column, "domain": domain_column},
+        )  # fmt: skip
+        check_images(rows, "name the folder that its paths begin in by root")
+        images = {row.path: row.name for row in rows}
+        self.paths, self.image_names = list(images), tuple(images.values())
+        number = {path: place for place, path in enumerate(self.paths)}
+        self.captions, self.pairs = paired([number[row.path] for row in rows], [row.caption for row in rows])
+        of_image = {what: list(one_each(rows, what).values()) for what in ("group", "domain", "part")}
+        self.groups = labels_of(of_image["group"])[0] if of_image["group"] else np.arange(len(self.paths))
+        self.domains = np.array(of_image["domain"]) if of_image["domain"] else None
+        self._parts = parts_of(csv, of_image["part"]) if of_image["part"] else None
 
     def image(self, row: int) -> Image.Image:
         return open_image(self.paths[row])
@@ -184,48 +180,3 @@ def paired(images: Sequence[int], texts: Sequence[str]) -> tuple[tuple[str, ...]
     captions = {text: row for row, text in enumerate(dict.fromkeys(texts))}
     pairs = np.array([(image, captions[text]) for image, text in zip(images, texts, strict=True)], np.int64)
     return tuple(captions), np.unique(pairs, axis=0)
-
-
-def check_captions(texts: Sequence[str], where: Sequence[str]) -> None:
-    """One line where a caption is empty.
-
-    Raises:
-        ValueError: so it is.
-    """
-    empty = [at for at, text in zip(where, texts, strict=False) if not text]
-    if empty:
-        raise ValueError(
-            f"A caption must not be empty. {empty[0]} has one ({len(empty)} of {len(texts)} are so); write it, or "
-            "leave it out."
-        )
-
-
-def _there(names: Sequence[str], root: Path, source: Path) -> list[Path]:
-    paths = [root / name for name in names]
-    missing = [path for path in paths if not path.is_file()]
-    if missing:
-        raise ValueError(
-            f"Each image must be there. {source} names {missing[0]}, which is not ({len(missing)} of {len(paths)} are "
-            "so); mend the file, or name the folder that its paths begin in by root."
-        )
-    return paths
-
-
-def _of_each_image(
-    where: Sequence[str], images: Sequence[int], values: Sequence[str], num_images: int, column: str
-) -> list[str]:
-    """A value an image.
-
-    Raises:
-        ValueError: an image with two, or an empty one.
-    """
-    found: list[str | None] = [None] * num_images
-    for at, image, value in zip(where, images, values, strict=True):
-        if not value.strip():
-            raise ValueError(f"{at} must have a {column}. Got an empty one; fill it in.")
-        if found[image] not in (None, value):
-            raise ValueError(
-                f"An image has one {column}. {at} says {value!r}, a row before it {found[image]!r}; mend one."
-            )
-        found[image] = value
-    return found

@@ -67,15 +67,17 @@ def csv_columns(path: Path, names: Sequence[str]) -> dict[str, list[str]]:
     """Columns of a CSV file with a header, as texts.
 
     Raises:
-        ValueError: no file, no rows, a column that is not there, a row that is cut off.
+        ValueError: no file, or one that cannot be read; no rows, a column that is not there, a row that is cut off.
     """
     existing(path, "A CSV file", "Name one that is.")
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        header = list(reader.fieldnames or ())
-        for name in names:
-            one_of(name, header, f"A column of {path}")
-        rows = list(reader)
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            header, rows = list(reader.fieldnames or ()), list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} must be a CSV file in UTF-8. It cannot be read so: {error}; mend it.") from None
+    for name in names:
+        one_of(name, header, f"A column of {path}")
     if not rows:
         raise ValueError(f"{path} must hold rows under its header. Got none; write a row an example.")
     for number, row in enumerate(rows, 2):

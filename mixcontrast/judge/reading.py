@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from mixcontrast.data.captions import paired
 from mixcontrast.data.examples import labels_of
 from mixcontrast.data.found import csv_columns, existing
 from mixcontrast.data.image_files import images_under
+from mixcontrast.data.image_rows import ImageRow, check_images, one_each, read_image_rows
 from mixcontrast.judge.collection import Classifier, Collection, ImageFiles
 from mixcontrast.judge.zero_shot import prompts
 
 TEMPLATES, DESCRIPTIONS = "templates", "descriptions"
-_PARTS = {"test": "test", "val": "val", "valid": "val", "validation": "val", "train": "train"}
 
 
 @dataclass(frozen=True)
 class Files:
-    """What a command names.
+    """What is judged on; each is an option of `mixcontrast judge` and `mixcontrast ensemble`.
 
     Attributes:
-        pairs: a CSV file, a row a pair of an image and a caption.
-        classes: a folder whose subfolders are classes, or a CSV file with a class a row.
-        templates: a text file, a template with `{}` a line; without, the class's name alone.
-        descriptions: a JSON file, class to a list of texts, or a CSV file of the columns class and text.
-        image_column: of images' paths, from the file's own folder.
+        pairs: a CSV file with a row for each image and caption that belong together.
+        classes: for zero-shot classification, a folder whose subfolders are classes, or a CSV file, a row an image.
+        templates: a text file with a prompt template a line, {} where the class's name goes; without, the name alone.
+        descriptions: of classes, a JSON file (class to a list of texts) or a CSV file of the columns class and text.
+        image_column: of image paths, from the file's own folder.
         text_column: of captions.
-        label_column: of classes; of the pairs' file where there is no file of classes.
-        domain_column: of where an image is from; None: one domain.
-        split_column: whether a row is to `test`, `val` or `train`; None: all are to be judged.
-        held_out: domains that were not trained on.
+        label_column: of classes; of the pairs, where no --classes are given. In --classes by default label.
+        domain_column: of where an image is from (the vendor, the camera); each domain is then searched on its own.
+        split_column: of test, val or train; test rows are judged, val rows choose an ensemble's alpha. All rows are
+            judged where it is left out.
+        held_out: domains that were not trained on, joined by commas; shown apart from the others.
     """
 
     pairs: Path | None = None
@@ -45,19 +46,16 @@ class Files:
     label_column: str | None = None
     domain_column: str | None = None
     split_column: str | None = None
-    held_out: tuple[str, ...] = ()
+    held_out: str | tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.held_out, str):
+            object.__setattr__(self, "held_out", as_names(self.held_out))
 
 
-@dataclass
-class _Row:
-    """An image as some file names it."""
-
-    path: Path
-    where: str
-    text: str | None = None
-    label: str | None = None
-    domain: str | None = None
-    split: str = "test"
+def as_names(given: str | None) -> tuple[str, ...]:
+    """Names joined by commas."""
+    return tuple(name.strip() for name in (given or "").split(",") if name.strip())
 
 
 def read_collection(files: Files, split: str = "test") -> Collection | None:
@@ -74,22 +72,14 @@ def read_collection(files: Files, split: str = "test") -> Collection | None:
         ValueError: neither pairs nor classes; a file, column or image that is not there; an empty caption; an image
             with two classes or domains; a class without texts.
     """
-    if files.pairs is None and files.classes is None:
-        raise ValueError("Judging needs pairs or classes. Got neither; give --pairs pairs.csv or --classes folder.")
-    rows = [*_rows_of_pairs(files), *_rows_of_classes(files)]
-    rows = [row for row in rows if row.split == split]
+    rows = [row for row in _rows(files) if (row.part or "test") == split]
     if not rows:
         return None
-    missing = [row for row in rows if not row.path.is_file()]
-    if missing:
-        raise ValueError(
-            f"Each image must be there. {missing[0].where} names {missing[0].path}, which is not ({len(missing)} of "
-            f"{len(rows)} rows are so); mend the file, or leave those rows out."
-        )
-    number = {path: row for row, path in enumerate(dict.fromkeys(row.path for row in rows))}
-    of_image = {what: _one_each(rows, what) for what in ("label", "domain")}
-    captions = {text: row for row, text in enumerate(dict.fromkeys(r.text for r in rows if r.text is not None))}
-    pairs = sorted({(number[row.path], captions[row.text]) for row in rows if row.text is not None})
+    check_images(rows, "leave those rows out")
+    number = {path: place for place, path in enumerate(dict.fromkeys(row.path for row in rows))}
+    of_image = {what: one_each(rows, what) for what in ("label", "domain")}
+    captioned = [row for row in rows if row.caption is not None]
+    captions, pairs = paired([number[row.path] for row in captioned], [row.caption for row in captioned])
     names, labels = (), None
     classifiers: dict[str, Classifier] = {}
     if of_image["label"]:
@@ -114,7 +104,7 @@ def read_collection(files: Files, split: str = "test") -> Collection | None:
         images=ImageFiles(list(number)),
         image_names=_names(list(number)),
         texts=list(captions),
-        pairs=np.array(pairs, np.int64) if pairs else None,
+        pairs=pairs if captioned else None,
         labels=labels,
         class_names=names,
         classifiers=classifiers,
@@ -153,87 +143,42 @@ def read_classifiers(
     return found
 
 
-def _rows_of_pairs(files: Files) -> list[_Row]:
-    if files.pairs is None:
-        return []
-    label = files.label_column if files.classes is None else None
-    columns = _columns(files.pairs, files, [files.image_column, files.text_column, label])
-    for number, text in enumerate(columns[files.text_column], 2):
-        if not text.strip():
-            raise ValueError(
-                f"A caption must not be empty. {files.pairs} line {number} ({columns[files.image_column][number - 2]}) "
-                "has an empty one; write it, or leave the row out."
-            )
-    return _rows(files.pairs, files, columns, text=files.text_column, label=label)
+def _rows(files: Files) -> list[ImageRow]:
+    """What both files say of images, the pairs first."""
+    if files.pairs is None and files.classes is None:
+        raise ValueError("Judging needs pairs or classes. Got neither; give --pairs pairs.csv or --classes folder.")
+    rows: list[ImageRow] = []
+    columns = dict(image_column=files.image_column, split_column=files.split_column)
+    if files.pairs is not None:
+        told = {"label": files.label_column if files.classes is None else None, "domain": files.domain_column}
+        rows += read_image_rows(files.pairs, caption_column=files.text_column, told=told, **columns)
+    if files.classes is not None and files.classes.is_dir():
+        rows += _rows_of_folder(files)
+    elif files.classes is not None:
+        told = {"label": files.label_column or "label", "domain": files.domain_column}
+        rows += read_image_rows(files.classes, told=told, **columns)
+    return rows
 
 
-def _rows_of_classes(files: Files) -> list[_Row]:
-    if files.classes is None:
-        return []
-    if files.classes.is_dir():
-        if files.domain_column or files.split_column:
-            raise ValueError(
-                f"A folder of classes has no columns. Got --domain_column or --split_column with {files.classes}; "
-                "write a CSV file."
-            )
-        paths = images_under(files.classes)
-        loose = [path for path in paths if path.parent == files.classes]
-        if loose:
-            raise ValueError(
-                f"Images must be in a class's folder. Got {len(loose)} of {len(paths)} in {files.classes} itself, "
-                f"{loose[0].name} first; move them."
-            )
-        return [_Row(path, str(files.classes), label=path.relative_to(files.classes).parts[0]) for path in paths]
-    label = files.label_column or "label"
-    return _rows(
-        files.classes, files, _columns(files.classes, files, [files.image_column, label]), text=None, label=label
-    )
-
-
-def _columns(path: Path, files: Files, names: list[str | None]) -> dict[str, list[str]]:
-    wanted = [*names, files.domain_column, files.split_column]
-    return csv_columns(path, [name for name in wanted if name is not None])
-
-
-def _rows(
-    path: Path, files: Files, columns: dict[str, list[str]], *, text: str | None, label: str | None
-) -> list[_Row]:
-    found = []
-    for number, image in enumerate(columns[files.image_column]):
-        values = {
-            name: None if column is None else columns[column][number].strip()
-            for name, column in (("text", text), ("label", label), ("domain", files.domain_column))
-        }
-        split = "test"
-        if files.split_column is not None:
-            written = columns[files.split_column][number].strip().lower()
-            if written not in _PARTS:
-                raise ValueError(
-                    f"{path} line {number + 2}: a row is to test, val or train. Got {written!r}; write one of them."
-                )
-            split = _PARTS[written]
-        for name in ("label", "domain"):
-            if values[name] == "":
-                raise ValueError(f"{path} line {number + 2} must have a {name}. Got an empty one; fill it in.")
-        found.append(_Row(path.parent / image, f"{path} line {number + 2}", **values, split=split))
-    return found
-
-
-def _one_each(rows: list[_Row], what: str) -> dict[Path, str]:
-    """Image to its class or domain.
-
-    Raises:
-        ValueError: an image with two.
-    """
-    found: dict[Path, str] = {}
-    for row in rows:
-        value = getattr(row, what)
-        if value is not None and found.setdefault(row.path, value) != value:
-            raise ValueError(
-                f"An image has one {what}. {row.where} says {value!r} of {row.path.name}, which is {found[row.path]!r} "
-                "elsewhere; mend one of them."
-            )
-    return found
+def _rows_of_folder(files: Files) -> list[ImageRow]:
+    folder = files.classes
+    if files.domain_column or files.split_column:
+        raise ValueError(
+            f"A folder of classes has no columns. Got --domain_column or --split_column with {folder}; write a CSV "
+            "file."
+        )
+    paths = images_under(folder)
+    loose = [path for path in paths if path.parent == folder]
+    if loose:
+        raise ValueError(
+            f"Images must be in a class's folder. Got {len(loose)} of {len(paths)} in {folder} itself, "
+            f"{loose[0].name} first; move them."
+        )
+    names = [path.relative_to(folder) for path in paths]
+    return [
+        ImageRow(path, name.as_posix(), str(folder), told={"label": name.parts[0]})
+        for path, name in zip(paths, names, strict=True)
+    ]
 
 
 def _names(paths: list[Path]) -> list[str]:
@@ -263,10 +208,7 @@ def _described(path: Path) -> dict[str, list[str]]:
                 f"{path} must be JSON, class to a list of texts. It cannot be read so: {error}; mend it."
             ) from None
         return found
-    try:
-        columns = csv_columns(path, ["class", "text"])
-    except csv.Error as error:
-        raise ValueError(f"{path} cannot be read as a CSV file: {error}.") from None
+    columns = csv_columns(path, ["class", "text"])
     for name, text in zip(columns["class"], columns["text"], strict=True):
         if text.strip():
             found.setdefault(name.strip(), []).append(text.strip())

@@ -11,11 +11,11 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mixcontrast.environment import there
 from mixcontrast.judge.collection import Collection
 from mixcontrast.judge.embedding import Embedder
 from mixcontrast.judge.judgement import Judgement
 from mixcontrast.judge.reading import Files, read_collection
+from mixcontrast.judge.running import Running
 from mixcontrast.models.open_clip_models import check_open_clip_name, is_local, open_clip_package
 from mixcontrast.models.towers import OpenClip, Towers
 
@@ -57,31 +57,6 @@ class Subject:
                 "leave it out."
             )
         return self.run.collection(split, files.templates, files.descriptions)
-
-
-@dataclass(frozen=True)
-class Running:
-    """How towers are run.
-
-    Attributes:
-        batch_size: items at once.
-        num_workers: processes that open images.
-        device: cpu, cuda, mps, or auto for the fastest there is.
-        precision: of their arithmetic.
-
-    Raises:
-        ValueError: a batch below 1, a device that is not there.
-    """
-
-    batch_size: int = 64
-    num_workers: int = 0
-    device: str = "auto"
-    precision: str = "float32"
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"--batch_size must be at least 1. Got {self.batch_size}; leave it out for the default.")
-        object.__setattr__(self, "device", there(self.device))
 
 
 def open_subject(what: str, weights: Sequence[Path] = (), model_config: Path | None = None) -> Subject:

@@ -26,6 +26,9 @@ class Part:
         weight: of the term in the loss.
         name: of the loss, for the error.
         shape: (A, C) of the table, likewise.
+        needs: what rows that enter have, likewise.
+        seen: what else the table is, likewise.
+        remedy: likewise.
     """
 
     total: Tensor
@@ -34,6 +37,9 @@ class Part:
     weight: float = 1.0
     name: str = "the loss"
     shape: tuple[int, int] = (0, 0)
+    needs: str = "at least one anchor with a positive"
+    seen: str = ""
+    remedy: str = "sample two examples a class"
 
     def times(self, weight: float) -> Part:
         """The term with a further weight."""
@@ -55,9 +61,8 @@ def divisor_of(part: Part) -> Tensor | float:
         return part.count
     if reads_values(part.total) and not bool(part.kept):
         raise ValueError(
-            f"{part.name} needs at least one anchor with a positive. "
-            f"Got none among {part.shape[0]} anchors and {part.shape[1]} columns; "
-            "sample two examples a class."
+            f"{part.name} needs {part.needs}. "
+            f"Got none among {part.shape[0]} anchors and {part.shape[1]} columns{part.seen}; {part.remedy}."
         )
     return part.count if part.count is part.kept else torch.where((part.count > 0) | (part.kept == 0), part.count, 1)
 

@@ -9,7 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mixcontrast.losses.base import Batch, Loss, Part
+from mixcontrast.checks import reads_values
+from mixcontrast.losses.base import Batch, Loss, Part, value_of
 from mixcontrast.mixers.base import (
     Groups,
     Mixer,
@@ -252,7 +253,7 @@ class Metrix(Mixer):
         return products_with_all(pairs, block, left.flatten(), self.detach).view(*left.shape, -1)
 
     def loss_of(self, pairs: Pairs, draw: tuple[Parents, ...]) -> Tensor:
-        return self.loss.reduce(pairs) + self.weight * innermost(self.loss).reduce(self.mix(pairs, draw))
+        return self.loss.reduce(pairs) + value_of(self._parts_of_mixed([pairs], [self.mix(pairs, draw)], Batch()))
 
     def parts_of(self, tables: Sequence[Pairs], batch: Batch) -> list[Part]:
         mixed = []
@@ -264,8 +265,19 @@ class Metrix(Mixer):
                     for kind, parents in enumerate(draw)
                 )
             mixed.append(self.mix(pairs, draw))
-        of_mixed = [part.times(self.weight) for part in innermost(self.loss).parts_of(mixed, batch)]
-        return [*self.loss.parts_of(tables, batch), *of_mixed]
+        return [*self.loss.parts_of(tables, batch), *self._parts_of_mixed(tables, mixed, batch)]
+
+    def _parts_of_mixed(self, tables: Sequence[Pairs], mixed: Sequence[Pairs], batch: Batch) -> list[Part]:
+        """Where no row is left of the mixed tables, the cause is in the tables that they were mixed of."""
+        needs = "an anchor with both a positive (target above 0) and a negative (target 0)"
+        words = dict(
+            name="Metrix", shape=tables[0].shape, remedy="give unlike pairs the target 0",
+            needs="an anchor with a negative (target 0)" if self.anchor_negative else needs,
+        )  # fmt: skip
+        parts = [replace(part.times(self.weight), **words) for part in innermost(self.loss).parts_of(mixed, batch)]
+        if all(reads_values(part.total) and not bool(part.kept) for part in parts):
+            parts = [replace(part, seen=_targets_of(tables[0])) for part in parts]
+        return parts
 
     def counts_of(self, tables: Sequence[Pairs]) -> list[tuple[Tensor, Tensor]] | None:
         """Also the mixed table's where its rows count if they have a mixture that holds a positive."""
@@ -292,3 +304,9 @@ class Metrix(Mixer):
 
     def extra_repr(self) -> str:
         return f"weight={self.weight}, alpha={self.alpha}, num_mixtures={self.num_mixtures}"
+
+
+def _targets_of(pairs: Pairs) -> str:
+    """The range of the targets that count, for a message."""
+    found = pairs.target[pairs.weight > 0]
+    return f", targets {float(found.min()):.3g} to {float(found.max()):.3g}" if len(found) else ""

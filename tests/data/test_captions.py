@@ -150,6 +150,7 @@ def test_drawings_have_the_captions_of_their_emoji() -> None:
 
 def refusals(folder: Path) -> dict:
     good = table(folder)
+    (folder / "latin.csv").write_bytes("image,caption\na.png,caf\u00e9\n".encode("latin-1"))
     (folder / "bare").mkdir()
     draw(folder / "bare" / "x.png", 1)
     (folder / "blank").mkdir()
@@ -176,12 +177,15 @@ def refusals(folder: Path) -> dict:
     joined = CaptionedVectors()
     joined.pairs = np.unique(np.concatenate([joined.pairs, [[row, 0] for row in range(len(joined))]]), axis=0)
     return {
-        "image": (lambda: CaptionTable(changed(3, 0, "z.png")), "z.png, which is not (1 of 5", "root"),
+        "image": (lambda: CaptionTable(changed(3, 0, "z.png")), "z.png, which is not (1 of 6", "root"),
         "caption": (lambda: CaptionTable(changed(3, 1, " ")), "line 5 (c.png) has one (1 of 6", "leave it out"),
         "column": (lambda: CaptionTable(good, caption_column="text"), "'text'", "caption"),
         "two groups": (lambda: CaptionTable(changed(1, 2, "dog"), group_column="kind"), "line 3 says 'dog'",
                        "mend one"),
-        "no group": (lambda: CaptionTable(changed(1, 2, ""), group_column="kind"), "line 3", "fill it in"),
+        "no group": (lambda: CaptionTable(changed(1, 2, ""), group_column="kind"), "line 3 must have a group. Got an "
+                     "empty kind", "fill it in"),
+        "encoding": (lambda: CaptionTable(folder / "latin.csv"), "latin.csv must be a CSV file in UTF-8", "mend it"),
+        "folder": (lambda: CaptionTable(folder / "bare"), "bare must be a CSV file", "mend it"),
         "part": (lambda: CaptionTable(changed(3, 3, "tset"), split_column="split"), "'tset'", "test"),
         "no file": (lambda: CaptionTable(folder / "pears.csv"), "pairs.csv", "Name one"),
         "no text file": (lambda: CaptionFolder(folder / "bare"), "has no x.txt", "write one"),

@@ -7,6 +7,7 @@ import torch
 
 from mixcontrast import (
     ClipLoss,
+    ContrastiveLoss,
     GeodesicMixup,
     InfoNCE,
     KeyQueue,
@@ -14,6 +15,7 @@ from mixcontrast import (
     MixTerm,
     MoCHi,
     MultiSimilarityLoss,
+    Pairs,
     ProxyNCALoss,
     RankNContrastLoss,
     SigLipLoss,
@@ -66,6 +68,15 @@ REFUSED = {
     "mochi-floats": (lambda: MoCHi(SupConLoss())(X, V), TypeError, "torch.float32", "SupReMix"),
     "metrix-one-class": (lambda: Metrix(SupConLoss())(X, Y * 0), ValueError, "all 0", "sample"),
     "metrix-no-positives": (lambda: Metrix(SupConLoss())(X, V.long()), ValueError, "all different", "m-per-class"),
+    "metrix-between": (lambda: Metrix(SupConLoss()).reduce(_between(0.25, 0.75)), ValueError,
+                       "both a positive (target above 0) and a negative (target 0). Got none among 8 anchors and 8 "
+                       "columns, targets 0.25 to 0.75", "give unlike pairs the target 0"),
+    "metrix-some-between": (lambda: Metrix(SupConLoss(), num_mixtures=3).reduce(_between(0.25, 1)), ValueError,
+                            "targets 0.25 to 1", "give unlike pairs the target 0"),
+    "metrix-anchor-between": (lambda: Metrix(ContrastiveLoss(), positive_negative=False, anchor_negative=True).reduce(
+        _between(0.25, 0.75)), ValueError, "Metrix needs an anchor with a negative (target 0)", "the target 0"),
+    "metrix-all-unlike": (lambda: Metrix(SupConLoss()).reduce(_between(0, 0)), ValueError, "SupConLoss needs at least "
+                          "one anchor with a positive. Got none among 8", "two examples a class"),
     "metrix-queue": (lambda: Metrix(InfoNCE(queue=KeyQueue(6, 4)))(X, X) and Metrix(
         InfoNCE(queue=_full()))(X, X), ValueError, "target 0.0", "MoCHi"),
     "supremix-poses": (lambda: SupReMix(SupConLoss())(X, torch.rand(8, 2)), ValueError, "(8, 2)", "positives=False"),
@@ -125,6 +136,12 @@ def _full() -> KeyQueue:
     queue = KeyQueue(6, 4)
     queue.enqueue(torch.randn(6, 4))
     return queue
+
+
+def _between(low: float, high: float) -> Pairs:
+    """A table with targets of a low and a high number, by turns; what the diagonal has is not read."""
+    target = torch.tensor([low, high]).repeat(8, 4).fill_diagonal_(0)
+    return Pairs.from_targets(X, target)
 
 
 @pytest.mark.parametrize("name", REFUSED)
