@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mixcontrast.losses.base import Loss
 from mixcontrast.mixers.base import Mixer, innermost
+from mixcontrast.mixers.deep import DeepMetrix, MixedTable
 from mixcontrast.tiling import Seeds, Tiled, arguments, check_criterion, loss_by_rows
 
 _SMALL = 1 << 16  # numbers of a tensor that is sent with others
@@ -31,7 +32,7 @@ class Gathered(nn.Module):
 
     Args:
         criterion: a loss or mixer of ours, queue and proxies included; or `Tiled` around one, whose tiles the ranks
-            take in turn.
+            take in turn; or DeepMetrix, whose mixtures are each of one rank's examples.
 
     Called as the criterion is. Tensors of one or more dimensions are gathered along their first, with as many rows on
     every rank; numbers (logit_scale) are taken as they are and must be the same on every rank. As in `Tiled`, gradients
@@ -42,9 +43,10 @@ class Gathered(nn.Module):
         ValueError: ranks have batches of different sizes (checked on CPUs; elsewhere a collective would hang).
     """
 
-    def __init__(self, criterion: Loss | Mixer | Tiled) -> None:
+    def __init__(self, criterion: Loss | Mixer | Tiled | DeepMetrix) -> None:
         super().__init__()
-        check_criterion("Gathered", criterion.criterion if isinstance(criterion, Tiled) else criterion)
+        if not isinstance(criterion, DeepMetrix):
+            check_criterion("Gathered", criterion.criterion if isinstance(criterion, Tiled) else criterion)
         self.criterion = criterion
 
     def forward(self, *inputs: Tensor | float | None, **named: Any) -> Tensor | dict[str, Tensor]:
@@ -52,12 +54,29 @@ class Gathered(nn.Module):
             return self.criterion(*inputs, **named)
         ranks = _Ranks()
         criterion, rows_of = self.criterion, ranks.share
+        if isinstance(criterion, DeepMetrix):
+            return _deep(criterion, ranks, *inputs, **named)
         if isinstance(criterion, Tiled):
             rows, criterion = criterion.rows, criterion.criterion
             rows_of = lambda size: min(rows, ranks.share(size))  # noqa: E731
         called = arguments(criterion, inputs, named)
-        seeds = Seeds(criterion, called, ranks)
-        return innermost(criterion).answer(loss_by_rows(criterion, called, ranks, rows_of, seeds), *called)
+        return innermost(criterion).answer(_loss(criterion, called, ranks, rows_of), *called)
+
+
+def _loss(criterion: Loss | Mixer, called: tuple, ranks: _Ranks, rows_of: Callable[[int], int]) -> Tensor:
+    return loss_by_rows(criterion, called, ranks, rows_of, Seeds(criterion, called, ranks))
+
+
+def _deep(criterion: DeepMetrix, ranks: _Ranks, encoder: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+    """Each rank mixes its own examples; embeddings and mixtures of all are read."""
+    criterion.check(encoder, inputs, labels)
+    seed = ranks.seed(labels.device) + ranks.rank
+    draw = criterion.draw(labels, torch.Generator(labels.device).manual_seed(seed))
+    embeddings, mixed = criterion.embed(encoder, inputs, draw)
+    start = ranks.rank * len(labels)  # of this rank's rows among all
+    mixtures = (embeddings, labels, mixed, draw.first + start, draw.second + start, draw.lam)
+    real = _loss(criterion.loss, (embeddings, labels), ranks, ranks.share)
+    return real + criterion.weight * _loss(MixedTable(criterion), mixtures, ranks, ranks.share)
 
 
 class _Ranks:

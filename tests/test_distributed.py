@@ -15,6 +15,7 @@ from mixcontrast import (
     ClipLoss,
     ContrastiveLoss,
     CyClipLoss,
+    DeepMetrix,
     GeodesicMixup,
     HardNegativeLoss,
     InfoNCE,
@@ -38,6 +39,7 @@ from mixcontrast import (
     cached_backward,
 )
 from mixcontrast.distributed import Gathered
+from mixcontrast.mixers.joining import DeepDraw
 
 from .losses.cases import CASES as LOSSES
 from .mixers.cases import CASES as MIXERS
@@ -176,6 +178,43 @@ def of_case(name: str, world: int, tile: int | None) -> tuple[torch.Tensor, list
     return loss.detach(), list(grads[: len(mine)]), list(grads[len(mine) :])
 
 
+def deep_criteria() -> dict:
+    similar = MultiSimilarityLoss(beta=10.0)
+    return {
+        "inputs": DeepMetrix(similar, layer=None),
+        "all kinds": DeepMetrix(similar, layer="1", num_mixtures=5, anchor_negative=True, negative_negative=True),
+        "proxy rows": DeepMetrix(ProxyAnchorLoss(6, WIDTH, alpha=4.0), layer="1"),
+        "proxy columns": DeepMetrix(ProxyNCALoss(6, WIDTH), layer="0", num_mixtures=7),
+        "mean of rows": DeepMetrix(SupConLoss(), layer="0"),
+    }
+
+
+def deep(rank: int, world: int, ranks: int) -> dict[str, tuple[torch.Tensor, list[torch.Tensor]]]:
+    """Loss and gradients where each of `ranks` mixes its own part of the batch; in one process by hand."""
+    x = torch.randn(BATCH, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    labels, share, found = torch.arange(BATCH) % 6, BATCH // ranks, {}
+    for name, criterion in deep_criteria().items():
+        torch.manual_seed(0)
+        encoder = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.Tanh(), torch.nn.Linear(8, WIDTH)).double()
+        for proxies in criterion.double().parameters():
+            torch.nn.init.normal_(proxies)
+        torch.manual_seed(SEED + rank)  # ranks differ
+        if world > 1:
+            rows = slice(rank * share, (rank + 1) * share)
+            loss = Gathered(criterion)(encoder, x[rows], labels[rows])
+        else:
+            seed = int(torch.randint(2**62, (1,)))
+            draws = [criterion.draw(part, torch.Generator().manual_seed(seed + number))
+                     for number, part in enumerate(labels.split(share))]  # fmt: skip
+            first, second = (torch.cat([getattr(draw, name) + number * share for number, draw in enumerate(draws)])
+                             for name in ("first", "second"))  # fmt: skip
+            loss = criterion.loss_of(encoder, x, labels, DeepDraw(first, second, torch.cat([d.lam for d in draws])))
+        shared = list(criterion.parameters())
+        grads = torch.autograd.grad(loss, [*encoder.parameters(), *shared])
+        found[name] = loss.detach(), [grad.detach() for grad in grads]
+    return found
+
+
 def cached(rank: int, world: int) -> list[torch.Tensor]:
     """The gradients of a network whose ranks embed their batch in chunks."""
     torch.manual_seed(0)
@@ -217,7 +256,12 @@ def work(rank: int, world: int, file: str, out: str) -> None:
         Gathered(SupConLoss())(torch.randn(4 + rank, 3), torch.arange(4 + rank) % 2)
     except ValueError as error:
         uneven = str(error)
-    torch.save((found, of_cases, cached(rank, world), uneven), f"{out}.{rank}")
+    of_deep = deep(rank, world, world)
+    for _, grads in of_deep.values():
+        for grad in grads:  # DistributedDataParallel's mean
+            dist.all_reduce(grad)
+            grad /= world
+    torch.save((found, of_cases, cached(rank, world), of_deep, uneven), f"{out}.{rank}")
     dist.barrier()
     dist.destroy_process_group()
 
@@ -237,9 +281,9 @@ def folder(tmp_path_factory):
 def test_processes_are_one(world, folder):
     expected = {name: result(name, slice(None), world) for name in criteria()}
     expected_cases = {key: of_case(*key) for key in kinds(world)}
-    from_cache = cached(0, 1)
+    from_cache, from_deep = cached(0, 1), deep(0, 1, world)
     for rank in range(world):
-        found, of_cases, of_cache, uneven = torch.load(folder / f"found{world}.{rank}", weights_only=True)
+        found, of_cases, of_cache, of_deep, uneven = torch.load(folder / f"found{world}.{rank}", weights_only=True)
         assert uneven.startswith("Every rank must have a batch of the same size. Got [4, 5") and "\n" not in uneven
         for name, (loss, grads) in expected.items():
             close(found[name][0], loss, name)
@@ -254,6 +298,8 @@ def test_processes_are_one(world, folder):
                 close(one, other, name)
         for got, wanted in zip(of_cache, from_cache, strict=True):
             close(got, wanted, "cached")
+        for name, wanted in from_deep.items():
+            close(of_deep[name], wanted, f"deep, {name}")
 
 
 class Wide(TorchDispatchMode):
@@ -284,6 +330,11 @@ def test_alone_it_is_the_criterion():
     torch.manual_seed(0)
     embeddings, labels = torch.randn(8, 4), torch.arange(8) // 2
     assert Gathered(SupConLoss())(embeddings, labels) == SupConLoss()(embeddings, labels)
+    encoder, deep, values = torch.nn.Linear(4, 3), DeepMetrix(SupConLoss(), layer=None), []
+    for criterion in (deep, Gathered(deep)):
+        torch.manual_seed(1)
+        values.append(criterion(encoder, embeddings, labels))
+    assert values[0] == values[1]
 
 
 def test_only_ours_are_wrapped():

@@ -13,7 +13,7 @@ import mixcontrast
 
 ROOT = Path(mixcontrast.__file__).parent
 LOW = {"similarity", "checks", "cells", "plans"}  # what a table is made of
-CORE = LOW | {"pairs", "mixing", "queue", "losses", "mixers", "tiling", "caching", "distributed", "adapters"}
+CORE = LOW | {"pairs", "mixing", "queue", "losses", "mixers", "tiling", "caching", "distributed", "adapters", "kernels"}
 APPLICATION = {
     "data", "judge", "models", "training", "report", "files", "demo", "embedding_command", "evaluation_commands",
     "evaluation_inputs", "ensemble_command", "judge_command", "cli", "environment", "fit_command", "fit_errors",
@@ -27,8 +27,9 @@ MAY_IMPORT = {
     "pairs": LOW,
     "mixing": LOW | {"pairs"},
     "queue": LOW | {"pairs"},
-    "losses": LOW | {"pairs", "queue"},
-    "mixers": LOW | {"pairs", "queue", "mixing", "losses"},
+    "kernels": LOW,
+    "losses": LOW | {"pairs", "queue", "kernels"},
+    "mixers": LOW | {"pairs", "queue", "kernels", "mixing", "losses"},
     "tiling": LOW | {"pairs", "queue", "mixing", "losses", "mixers"},
     "caching": set(),
     "distributed": LOW | {"pairs", "queue", "mixing", "losses", "mixers", "tiling"},
@@ -74,6 +75,7 @@ def test_the_core_imports_torch_alone(path):
     if part_of(path) not in CORE - {"adapters"} | {"__init__", "analysis"}:
         pytest.skip("a part with extras")
     allowed = set(sys.stdlib_module_names) | {"torch", "mixcontrast", "__future__"}
+    allowed |= {"triton"} if part_of(path) == "kernels" and path.name != "__init__.py" else set()  # loaded when used
     assert {name.split(".")[0] for name in imported(path)} <= allowed
 
 
@@ -96,7 +98,7 @@ def test_an_adapter_imports_its_own_library_alone(path):
 
 def test_import_mixcontrast_loads_no_extras():
     heavy = "faiss lightning pytorch_lightning open_clip timm torchvision scipy pandas matplotlib PIL sklearn".split()
-    heavy += "jsonargparse rich lightly pytorch_metric_learning sentence_transformers".split()
+    heavy += "triton jsonargparse rich lightly pytorch_metric_learning sentence_transformers".split()
     code = (
         "import torch, sys; before = set(sys.modules); import mixcontrast, mixcontrast.data; "
         f"print(sorted(set({heavy}) & (set(sys.modules) - before)))"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mixcontrast import kernels
 from mixcontrast.cells import Cells
 
 _CHUNK = 1 << 18  # cells of a CPU's pass over a large block: one megabyte of float32 stays in its cache
@@ -49,7 +50,12 @@ def log_sum_exp_and_total(
         return _combine([_row_log_sum_exp(x) for x in logits]), *weighted_total(similarities, marks)
     if not isinstance(scale, Tensor):
         scale = similarities[0].new_full((), scale)
-    return _LogSumExp.apply(scale.to(similarities[0]), weights, marks, *similarities)
+    scale = scale.to(similarities[0])
+    if kernels.fused(*similarities):
+        from mixcontrast.kernels.row_sums import FusedLogSumExp
+
+        return FusedLogSumExp.apply(scale, weights, marks, *similarities)
+    return _LogSumExp.apply(scale, weights, marks, *similarities)
 
 
 def _logits(similarity: Tensor, weight: Cells, scale: Tensor | float, out: Tensor | None = None) -> Tensor:

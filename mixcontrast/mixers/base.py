@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixcontrast import kernels
 from mixcontrast.losses.base import Batch, Loss, Part, value_of
 from mixcontrast.mixing import Interpolation, anchor_side, needs_cosine
 from mixcontrast.pairs import Block, Pairs
@@ -216,11 +217,16 @@ class _Read(torch.autograd.Function):
     @staticmethod
     def forward(ctx, table: Tensor, anchors: Tensor, candidates: Tensor, columns: Tensor) -> Tensor:
         ctx.save_for_backward(candidates, columns)
+        ctx.fused = kernels.fused(candidates, half=True)
         return table.gather(1, columns)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[None, Tensor, None, None]:
         candidates, columns = ctx.saved_tensors
+        if ctx.fused:
+            from mixcontrast.kernels.gathers import weighted_rows
+
+            return None, weighted_rows(candidates, columns, grad), None, None
         return None, F.embedding_bag(columns, candidates, per_sample_weights=grad, mode="sum"), None, None
 
 
@@ -234,6 +240,10 @@ class _RowProducts(torch.autograd.Function):
     def forward(ctx, candidates: Tensor, first: Tensor, second: Tensor) -> Tensor:
         ctx.save_for_backward(candidates, first, second)
         left, right = first.reshape(-1), second.reshape(-1)
+        if kernels.fused(candidates, half=True):
+            from mixcontrast.kernels.gathers import row_dots
+
+            return row_dots(candidates, left, candidates, right).view(first.shape)
         products = candidates.new_empty(left.shape)
         step = _pairs_at_once(candidates)
         both = torch.stack([left, right], dim=1)  # (A * M, 2)
@@ -268,6 +278,10 @@ class _TableProducts(torch.autograd.Function):
     def forward(ctx, candidates: Tensor, vectors: Tensor, first: Tensor, second: Tensor) -> Tensor:
         ctx.save_for_backward(candidates, vectors, first, second)
         left, right = first.reshape(-1), second.reshape(-1)
+        if kernels.fused(candidates, vectors, half=True):
+            from mixcontrast.kernels.gathers import row_dots
+
+            return row_dots(candidates, left, vectors, right).view(first.shape)
         products = candidates.new_empty(left.shape)
         step = _pairs_at_once(candidates)
         for start in range(0, len(left), step):

@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from mixcontrast.cells import Given
 from mixcontrast.checks import check_embeddings, check_labels, reads_values
-from mixcontrast.losses.base import Loss
+from mixcontrast.losses.base import Loss, Part
 from mixcontrast.losses.softmax import InfoNCE
 from mixcontrast.mixers.base import Mixer, check_wrappable, innermost, only_real_block, pick
+from mixcontrast.mixers.joining import DeepDraw, Joined
 from mixcontrast.mixing import sample_beta
 from mixcontrast.pairs import Block, Pairs
+from mixcontrast.plans import Columns, Plan
 from mixcontrast.similarity import similarity_table, unit
-
-
-@dataclass(frozen=True)
-class DeepDraw:
-    """Which examples are mixed, and in which share.
-
-    Attributes:
-        first: (M,) rows of the batch.
-        second: (M,) rows of another class than `first`.
-        lam: (M,) share of `first`.
-    """
-
-    first: Tensor
-    second: Tensor
-    lam: Tensor
 
 
 class DeepMetrix(nn.Module):
@@ -71,6 +55,10 @@ class DeepMetrix(nn.Module):
     once. In training, batch norm normalises mixtures by their own statistics, as in a pass of their own, and keeps
     only those of the real examples, so that the embeddings are those that the network gives without mixing.
     Not for encoders that recompute layers with batch norm in the backward pass (gradient checkpointing).
+
+    `Gathered(DeepMetrix(...))`, called alike, reads the anchors and the mixtures of all ranks. Each rank mixes within
+    its own batch, which needs two classes; `num_mixtures` and `shared_lambda` are of a rank. Otherwise it is one
+    process with the whole batch.
 
     Cost: the part after the layer on M further rows; B x M similarities.
 
@@ -161,7 +149,7 @@ class DeepMetrix(nn.Module):
                 f"Inputs that are mixed must be a tensor of floats. Got {seen}; convert and normalise images before, "
                 "or mix at a layer (of tokens, say, at the output of their embedding)."
             )
-        joined = _Joined(self.layer, rows, draw)
+        joined = Joined(self.layer, rows, draw)
         with joined.hooks(encoder):
             try:
                 both = encoder(inputs if self.layer is not None else joined.join(inputs))
@@ -183,23 +171,35 @@ class DeepMetrix(nn.Module):
             labels: (B,) of the batch.
             mixed: (M, D) embeddings of the mixtures.
         """
-        block = only_real_block("DeepMetrix", pairs)
-        mixtures = unit(mixed).to(pairs.anchors.dtype)  # (M, D)
+        candidates = only_real_block("DeepMetrix", pairs).candidates
+        rows, columns, target, weight = self._cells(pairs, candidates, labels, mixed, draw)
+        block = Block(similarity_table(rows, columns), target, weight, columns)
+        return replace(pairs, anchors=rows, blocks=(block,), **_labels_that_stay(pairs, candidates, rows, columns))
+
+    def plan(self, plan: Plan, labels: Tensor, mixed: Tensor, draw: DeepDraw) -> Plan:
+        """The same before its cells are made; `plan` is that of the batch's table."""
+        rows, columns, target, weight = self._cells(plan, plan.columns[0].candidates, labels, mixed, draw)
+        of_mixed = Columns(columns, Given(target), Given(weight))
+        labels_that_stay = _labels_that_stay(plan, plan.columns[0].candidates, rows, columns)
+        return replace(plan, anchors=rows, columns=(of_mixed,), back_of=None, **labels_that_stay)
+
+    def _cells(
+        self, of: Pairs | Plan, candidates: Tensor, labels: Tensor, mixed: Tensor, draw: DeepDraw
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The mixed table's rows (A, D), columns (C, D), targets and weights."""
+        mixtures = unit(mixed).to(of.anchors.dtype)  # (M, D)
         label1, label2 = labels[draw.first], labels[draw.second]  # (M,)
         lam = draw.lam.to(mixtures.dtype)
         different = label1 != label2
-        if pairs.candidate_labels is not labels:  # proxies are the columns; mixtures are examples, so rows
-            theirs = pairs.candidate_labels  # (C,)
+        if of.candidate_labels is not labels:  # proxies are the columns; mixtures are examples, so rows
+            theirs = of.candidate_labels  # (C,)
             target = _target(label1[:, None] == theirs, label2[:, None] == theirs, lam[:, None])
-            columns = Block(
-                similarity_table(mixtures, block.candidates), target, different[:, None], block.candidates
-            )
-            return replace(pairs, anchors=mixtures, blocks=(columns,), anchor_labels=None)
-        mine = pairs.anchor_labels[:, None]  # (A, 1)
+            return mixtures, candidates, target, different[:, None]
+        mine = of.anchor_labels[:, None]  # (A, 1)
         has1, has2 = mine == label1, mine == label2  # (A, M)
         counts = torch.zeros_like(has1)
         itself = torch.zeros_like(has1)
-        if pairs.anchors is block.candidates:
+        if of.anchors is candidates:
             row = torch.arange(len(mine), device=labels.device)[:, None]
             itself = (row == draw.first) | (row == draw.second)
         if self.positive_negative:
@@ -208,10 +208,7 @@ class DeepMetrix(nn.Module):
             counts = counts | itself
         if self.negative_negative:
             counts = counts | ~(has1 | has2)
-        columns = Block(
-            similarity_table(pairs.anchors, mixtures), _target(has1, has2, lam), counts & different, mixtures
-        )
-        return replace(pairs, blocks=(columns,), candidate_labels=None)
+        return of.anchors, mixtures, _target(has1, has2, lam), counts & different
 
     def reduce(self, embeddings: Tensor, labels: Tensor, mixed: Tensor, draw: DeepDraw) -> Tensor:
         """The loss of embeddings and embedded mixtures: the arithmetic, without the network; a 0-dimensional tensor.
@@ -233,127 +230,62 @@ class DeepMetrix(nn.Module):
 
     def forward(self, encoder: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         """The loss of a batch: (B, ...) inputs of the encoder and (B,) integers; a 0-dimensional tensor."""
+        self.check(encoder, inputs, labels)
+        return self.loss_of(encoder, inputs, labels, self.draw(labels))
+
+    def check(self, encoder: nn.Module, inputs: Tensor, labels: Tensor) -> None:
+        """One line where it is not called as it must be."""
         if not isinstance(encoder, nn.Module):
             raise TypeError(
                 f"DeepMetrix is called with (encoder, inputs, labels). Got {type(encoder).__name__} as the encoder; "
                 "pass the network itself, not its embeddings."
             )
         check_labels(labels, inputs)
-        return self.loss_of(encoder, inputs, labels, self.draw(labels))
 
     def extra_repr(self) -> str:
         return f"layer={self.layer!r}, weight={self.weight}, alpha={self.alpha}, num_mixtures={self.num_mixtures}"
 
 
+class MixedTable(Loss):
+    """The innermost loss of a DeepMetrix over its mixed table alone, for a table that is read by rows.
+
+    Called with `(embeddings (B, D), labels (B,), mixed (M, D), first (M,), second (M,), lam (M,))`.
+
+    Args:
+        criterion: whose table it is.
+    """
+
+    def __init__(self, criterion: DeepMetrix) -> None:
+        super().__init__()
+        self.loss, self._plan = innermost(criterion.loss), criterion.plan
+
+    def plans(
+        self, embeddings: Tensor, labels: Tensor, mixed: Tensor, first: Tensor, second: Tensor, lam: Tensor
+    ) -> tuple[Plan]:
+        (plan,) = self.loss.plans(embeddings, labels)
+        return (self._plan(plan, labels, mixed, DeepDraw(first, second, lam)),)
+
+    def rows(self, pairs: Pairs) -> Tensor:
+        return self.loss.rows(pairs)
+
+    def kept(self, pairs: Pairs) -> Tensor:
+        return self.loss.kept(pairs)
+
+    def parts(self, pairs: Pairs) -> list[Part]:
+        return self.loss.parts(pairs)
+
+    def counts(self, pairs: Pairs) -> list[tuple[Tensor, Tensor]] | None:
+        return self.loss.counts(pairs)
+
+
+def _labels_that_stay(of: Pairs | Plan, candidates: Tensor, rows: Tensor, columns: Tensor) -> dict[str, Tensor | None]:
+    """Mixtures have no label."""
+    return {
+        "anchor_labels": of.anchor_labels if rows is of.anchors else None,
+        "candidate_labels": of.candidate_labels if columns is candidates else None,
+    }
+
+
 def _target(first: Tensor, second: Tensor, lam: Tensor) -> Tensor:
     """The share of the parents that are of a class: `lam` of the first, `1 - lam` of the second."""
     return torch.where(first, lam, torch.where(second, 1 - lam, 0.0))
-
-
-class _Joined:
-    """One pass of an encoder in which mixtures join the batch after a layer, by forward hooks.
-
-    Args:
-        layer: after which they join; None: they have joined the inputs.
-        rows: B, how many examples go in.
-        draw: what is mixed.
-    """
-
-    def __init__(self, layer: str | None, rows: int, draw: DeepDraw) -> None:
-        self.layer, self.rows, self.draw = layer, rows, draw
-        self.active = layer is None
-        self.calls = 0
-        self.waiting: list[Tensor] = []
-
-    @contextmanager
-    def hooks(self, encoder: nn.Module) -> Iterator[None]:
-        modules = dict(encoder.named_modules())
-        if self.layer is not None and self.layer not in modules:
-            near = difflib.get_close_matches(self.layer, modules, n=3, cutoff=0.5)
-            near = near or [name for name, _ in encoder.named_children()][:8]
-            raise ValueError(
-                f"`layer` must name a module of the encoder. Got {self.layer!r}; "
-                f"it has {', '.join(map(repr, near))} (all: encoder.named_modules())."
-            )
-        handles = []
-        try:
-            for module in modules.values():
-                if isinstance(module, _BatchNorm):
-                    handles.append(module.register_forward_pre_hook(self._before_norm))
-                    handles.append(module.register_forward_hook(self._after_norm))
-            if self.layer is not None:
-                handles.append(modules[self.layer].register_forward_hook(self._after_layer))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def join(self, features: Tensor) -> Tensor:
-        """(B + M, ...): the features of the examples, then of the mixtures."""
-        first, second = features[self.draw.first], features[self.draw.second]
-        lam = self.draw.lam.to(features.dtype).view(-1, *[1] * (features.ndim - 1))
-        return torch.cat([features, torch.lerp(second, first, lam)])
-
-    def check_used(self) -> None:
-        """One line where the layer was never called."""
-        if self.layer is not None and self.calls == 0:
-            raise ValueError(
-                f"`layer` must be used in the encoder's pass. Got {self.layer!r}, which was not called; "
-                "choose another layer (a compiled encoder calls no hooks: give the one before torch.compile)."
-            )
-
-    def cannot_go_on(self, seen: str) -> str:
-        """One line for an encoder that does not take further rows."""
-        more = self.rows + len(self.draw.first)
-        where = "its inputs" if self.layer is None else f"the output of {self.layer!r}"
-        return (
-            f"The encoder must take as many rows as it is given: {self.rows} examples and their mixtures, {more}, at "
-            f"{where}. Got {seen}; mix at the end of a whole block, not inside a residual connection."
-        )
-
-    def _after_layer(self, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-        self.calls += 1
-        if self.calls > 1:
-            raise ValueError(
-                f"`layer` must be used once in a pass. Got {self.layer!r}, which is called again; "
-                "choose a module that is not shared."
-            )
-        if not isinstance(output, Tensor) or not output.is_floating_point():
-            seen = f"a tensor of {output.dtype}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-            raise TypeError(
-                f"The output of `layer` must be one tensor of floats. Got {seen} from {self.layer!r}; "
-                "choose a layer inside it or after it that gives a tensor."
-            )
-        if output.ndim < 2 or len(output) != self.rows:
-            raise ValueError(
-                f"The output of `layer` must have a row for each of {self.rows} examples. "
-                f"Got {tuple(output.shape)} from {self.layer!r}; choose a layer whose first axis is the batch."
-            )
-        self.active = True
-        return self.join(output)
-
-    def _before_norm(self, module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
-        if not self.active or not (module.training or module.running_mean is None):
-            return None
-        (both,) = inputs
-        real = len(both) * self.rows // (self.rows + len(self.draw.first))  # tokens may have become rows
-        self.waiting.append(both[real:])
-        return (both[:real],)
-
-    def _after_norm(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor | None:
-        if not self.waiting:
-            return None
-        return torch.cat([output, _without_tracking(module, self.waiting.pop())])
-
-
-def _without_tracking(module: nn.Module, features: Tensor) -> Tensor:
-    """Batch norm by the features' own statistics, the running ones left as they are."""
-    momentum, counter = module.momentum, module.num_batches_tracked
-    count = None if counter is None else counter.clone()
-    module.momentum = 0.0
-    try:
-        return module.forward(features)
-    finally:
-        module.momentum = momentum
-        if counter is not None:
-            counter.copy_(count)

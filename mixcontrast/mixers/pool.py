@@ -15,6 +15,9 @@ from mixcontrast.pairs import Block, Pairs
 from mixcontrast.queue import KeyQueue
 
 _GROUP = 8  # columns a group, in the search for the largest
+# Of 256 rows and a count of 1024 on an H100, torch.topk takes 0.286 ms at 65,536 columns and groups take 0.326; at
+# 131,072 columns 0.493 and 0.349. Straight lines through these figures cross at 80,000 columns.
+_FEW_FOR_A_GPU = 80_000
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ def largest(table: Tensor, count: int) -> Tensor:
     """
     rows, columns = table.shape
     width = columns // _GROUP
-    if width < 2 * count:
+    if width < 2 * count or (table.is_cuda and columns <= _FEW_FOR_A_GPU):
         return table.topk(count, dim=1, sorted=False).indices
     body = table[:, : width * _GROUP].unflatten(1, (_GROUP, width))  # column g * width + n is (g, n)
     groups = body.amax(dim=1).topk(count, dim=1, sorted=False).indices  # (A, N)

@@ -69,8 +69,7 @@ class MetricLearning(FitModule):
         check_criterion("MetricLearning", criterion.loss if isinstance(criterion, DeepMetrix) else criterion, [LABELS])
         check_head(encoder, head_only_epochs)
         self.encoder, self.criterion = encoder, criterion
-        self._of_all_ranks = () if isinstance(criterion, DeepMetrix) else (Gathered(criterion),)
-        # a tuple is no part of this module, so names in a checkpoint stay as they are
+        self._of_all_ranks = (Gathered(criterion),)  # no part of this module: names in a checkpoint stay
         self.optimizer, self.proxy_factor = optimizer, proxy_factor
         self.warmup_epochs, self.cosine, self.head_only_epochs = warmup_epochs, cosine, head_only_epochs
 
@@ -81,7 +80,7 @@ class MetricLearning(FitModule):
         inputs, labels = batch
         if isinstance(self.criterion, DeepMetrix):
             with _seen(self.encoder) as outputs:
-                loss = self.criterion(self.encoder, inputs, labels)
+                loss = self._of_all_ranks[0](self.encoder, inputs, labels)
             embeddings = outputs[0][: len(labels)]  # mixtures are behind
         else:
             embeddings = self.encoder(inputs)
@@ -91,13 +90,6 @@ class MetricLearning(FitModule):
             alike = labels[:, None] == labels[None, :]
             self.log_dict(mean_similarities(embeddings.detach(), alike), prog_bar=True)
         return loss
-
-    def on_fit_start(self) -> None:
-        if isinstance(self.criterion, DeepMetrix) and self.trainer.world_size > 1:
-            raise ValueError(
-                f"DeepMetrix mixes the batch of one process. Got {self.trainer.world_size}; take Metrix, or "
-                "trainer.devices: 1."
-            )
 
     def on_after_backward(self) -> None:
         if self.current_epoch < self.head_only_epochs:

@@ -13,7 +13,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
+from mixcontrast import Tiled
 from mixcontrast.cli import main
+from mixcontrast.mixers import Mixer
 from mixcontrast.retrieval import Evaluation
 from mixcontrast.training.shuffling import encode_shuffled
 from tests.fitting import TOWERS, of, recipe
@@ -29,6 +31,9 @@ MODELS = {
         criterion=of("mixcontrast.InfoNCE", temperature=0.2, queue=of("mixcontrast.KeyQueue", size=40, dim=8)),
     ),
     "image text": of(
+        "mixcontrast.training.ImageText", encoder=TOWERS, optimizer=SGD, criterion=of("mixcontrast.ClipLoss")
+    ),
+    "image text, mixed": of(
         "mixcontrast.training.ImageText", encoder=TOWERS, optimizer=SGD,
         criterion=of("mixcontrast.GeodesicMixup", loss=of("mixcontrast.ClipLoss")),
     ),
@@ -40,7 +45,7 @@ MODELS = {
 
 def run(recipes: Path, out: Path, *arguments: str) -> None:
     for name, model in MODELS.items():
-        file = recipe(name, recipes, model=model)
+        file = recipe(name.partition(",")[0], recipes, model=model)
         main(["fit", "--config", str(file), "--out", str(out / name), "--trainer.max_epochs=2", *arguments])
 
 
@@ -59,11 +64,16 @@ def work(rank: int, port: int, folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path):
+def test_two_processes_train_as_one(tmp_path, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     mp.spawn(work, (port, str(tmp_path)), nprocs=2)
+    # what a mixer draws on two ranks is what `Tiled` draws in one process with tiles of their shares
+    monkeypatch.setattr(
+        "mixcontrast.training.image_text.Gathered",
+        lambda criterion: Tiled(criterion, rows=8) if isinstance(criterion, Mixer) else criterion,
+    )
     run(tmp_path / "recipes", tmp_path / "one")
     for name in MODELS:
         one, two = (torch.load(tmp_path / n / name / "last.ckpt", weights_only=True) for n in ("one", "two"))

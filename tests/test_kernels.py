@@ -1,0 +1,73 @@
+"""When kernels are used, and that those that are equal plain code: in Triton's interpreter, which needs no GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mixcontrast import kernels
+from tests.accelerator import PretendedGPU
+
+
+def test_kernels_equal_plain_code_in_the_interpreter() -> None:
+    if find_spec("triton") is None:
+        pytest.skip("Triton is not here; it comes with torch for Linux")
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/kernels_interpreted.py"],
+        env=os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
+        cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
+
+
+class Elsewhere:
+    """A tensor's device and type, of a GPU that is not here."""
+
+    def __init__(self, dtype=torch.float32, device="cuda:0") -> None:
+        self.dtype, self.device, self.is_cuda = dtype, torch.device(device), device != "cpu"
+
+
+def test_which_tensors_are_read_by_kernels(monkeypatch) -> None:
+    monkeypatch.setattr(kernels, "_works", lambda device: True)
+    monkeypatch.setattr(kernels, "Tensor", Elsewhere)
+    x = Elsewhere()
+    assert kernels.fused(x) and kernels.fused(x, x) and kernels.fused(Elsewhere(torch.float64))
+    assert kernels.fused(Elsewhere(torch.bfloat16), half=True) and not kernels.fused(Elsewhere(torch.bfloat16))
+    assert not kernels.fused(Elsewhere(torch.long), half=True)
+    assert not kernels.fused(x, Elsewhere(torch.float64)) and not kernels.fused(x, Elsewhere(device="cuda:1"))
+    assert not kernels.fused(Elsewhere(device="cpu"))
+    monkeypatch.setenv("MIXCONTRAST_KERNELS", "0")
+    assert not kernels.fused(x)
+    monkeypatch.delenv("MIXCONTRAST_KERNELS")
+    monkeypatch.setattr(kernels, "_works", lambda device: False)
+    assert not kernels.fused(x)
+
+
+def test_neither_a_cpu_nor_a_pretended_gpu_is_read_by_kernels(monkeypatch) -> None:
+    monkeypatch.setattr(kernels, "_works", lambda device: True)
+    assert not kernels.fused(torch.ones(2)) and not kernels.fused(nn.Parameter(torch.ones(2)))
+    pretended = PretendedGPU().to(torch.ones(2))
+    assert pretended.is_cuda and not kernels.fused(pretended)
+
+
+def test_a_triton_that_cannot_start_is_said_and_not_used(monkeypatch) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr("torch.version.hip", None)
+
+    def fails(*_, **__):
+        raise RuntimeError("Failed to find C compiler.\nPlease specify it.")
+
+    monkeypatch.setattr(torch, "ones", fails)
+    with pytest.warns(UserWarning, match="slower code is used: Failed to find C compiler. A C compiler"):
+        assert not kernels._works.__wrapped__(torch.device("cuda", 0))
+    monkeypatch.setitem(sys.modules, "mixcontrast.kernels.gathers", None)  # an ImportError
+    assert not kernels._works.__wrapped__(torch.device("cuda", 0))
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (7, 5))
+    assert not kernels._works.__wrapped__(torch.device("cuda", 0))
