@@ -296,7 +296,7 @@ def retrieval(bench: Bench) -> str:
 
 
 TABLES: dict[str, Callable[[Bench], str]] = {
-    "mixers": mixers, "training": training, "batches": batches, "topk": topk, "retrieval": retrieval,
+    "mixers": mixers, "training": training, "topk": topk, "batches": batches, "retrieval": retrieval,
 }  # fmt: skip
 
 

@@ -293,6 +293,7 @@ def clip_batches(size: int, device: torch.device, small: bool) -> dict[str, Step
 
     return {
         "open_clip ClipLoss": step(open_clip.ClipLoss()),
+        "open_clip ClipLoss, TF32": step(open_clip.ClipLoss()),
         "ClipLoss, whole": step(mc.ClipLoss()),
         f"Tiled(ClipLoss, rows={rows})": step(mc.Tiled(mc.ClipLoss(), rows=rows)),
         f"Tiled(ClipLoss, rows={rows}), TF32": step(mc.Tiled(mc.ClipLoss(), rows=rows)),

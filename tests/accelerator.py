@@ -26,6 +26,16 @@ _COPIES = (torch.ops.aten._to_copy, torch.ops.aten.copy_)
 _BY_INDEX = (torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_)
 
 
+def can_pretend() -> bool:
+    """Whether this torch knows the shape of every random number that is drawn (2.11 does not of gammas)."""
+    try:
+        with FakeTensorMode():
+            torch._standard_gamma(torch.ones(2))
+    except NotImplementedError:
+        return False
+    return True
+
+
 class Waits(TorchDispatchMode):
     """Raises where an operation makes the host wait for the device."""
 

@@ -15,9 +15,9 @@ from mixcontrast.pairs import Block, Pairs
 from mixcontrast.queue import KeyQueue
 
 _GROUP = 8  # columns a group, in the search for the largest
-# Of 256 rows and a count of 1024 on an H100, torch.topk takes 0.289 ms at 65,536 columns and groups take 0.437; at
-# 1,048,576 columns they take 3.28 and less than 1.3. Straight lines through these figures cross at 134,000 columns.
-_FEW_FOR_A_GPU = 1 << 17
+# Of 256 rows and a count of 1024 on an H100, torch.topk takes 0.286 ms at 65,536 columns and groups take 0.326; at
+# 131,072 columns 0.493 and 0.349. Straight lines through these figures cross at 80,000 columns.
+_FEW_FOR_A_GPU = 80_000
 
 
 @dataclass(frozen=True)

@@ -111,14 +111,13 @@ def hardness(answer: dict[str, Any], palette: Palette) -> Figure | None:
 
 
 def tuning(answer: dict[str, Any], palette: Palette) -> Figure | None:
-    """A panel a criterion: the validation metric of each point against the first knob, a line a value of the others."""
+    """A panel a criterion: the validation metric of each point against a knob, a line a value of the others."""
     trials_of = {name: each["tuning"] for name, each in answer["criteria"].items()}
-    found = {name: trials for name, trials in trials_of.items() if any(trial["point"] for trial in trials)}
+    found = {name: (trials, knob) for name, trials in trials_of.items() for knob in _turned(trials)[:1]}
     if not found:
         return None
     figure, panels = _grid(len(found), 2.3)
-    for axes, (name, trials) in zip(panels, found.items(), strict=False):
-        knob = next(iter(trials[0]["point"]))
+    for axes, (name, (trials, knob)) in zip(panels, found.items(), strict=False):
         lines: dict[str, list[tuple[float, float, bool]]] = {}
         for trial in trials:
             if trial["looks"]:
@@ -144,6 +143,12 @@ def tuning(answer: dict[str, Any], palette: Palette) -> Figure | None:
             axes.legend(frameon=False, fontsize=7)
         axes.set_xlabel(knob.replace("_", " "), fontsize=8)
     return _dressed(figure)
+
+
+def _turned(trials: list[dict[str, Any]]) -> list[str]:
+    """The knobs of which more than one value was tried."""
+    points = [trial["point"] for trial in trials]
+    return [knob for knob in (points[0] if points else ()) if len({point[knob] for point in points}) > 1]
 
 
 def curves(answer: dict[str, Any], palette: Palette) -> Figure | None:

@@ -15,9 +15,8 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mixcontrast.losses import Loss
+from mixcontrast.losses import CyClipLoss, HardNegativeLoss, Loss
 from mixcontrast.mixers import Mixer, MoCHi, SupReMix
-from mixcontrast.mixers.base import innermost
 from mixcontrast.retrieval import DML, Evaluation, evaluate
 from mixcontrast.similarity import unit
 from mixcontrast.training.callbacks import embed_loader
@@ -89,7 +88,9 @@ def called_with(criterion: Loss | Mixer) -> tuple[str, ...]:
         if isinstance(part, MoCHi) and part.queue is not None:
             return VIEWS
         part = part.loss
-    return tuple(inspect.signature(innermost(criterion).plans).parameters)[:2]
+    while isinstance(part, HardNegativeLoss | CyClipLoss):  # called as what they wrap
+        part = part.loss
+    return tuple(inspect.signature(part.plans).parameters)[:2]
 
 
 def check_criterion(owner: str, criterion: nn.Module, wanted: Sequence[tuple[str, str]]) -> None:
@@ -114,7 +115,8 @@ def check_criterion(owner: str, criterion: nn.Module, wanted: Sequence[tuple[str
 
 def _written(criterion: Loss | Mixer) -> str:
     name = type(criterion).__name__
-    return f"{name}({_written(criterion.loss)})" if isinstance(criterion, Mixer) else name
+    wraps = isinstance(criterion, Mixer | HardNegativeLoss | CyClipLoss)
+    return f"{name}({_written(criterion.loss)})" if wraps else name
 
 
 def check_num_classes(criterion: nn.Module, num_classes: int) -> None:

@@ -18,13 +18,24 @@ import torch
 import yaml
 from PIL import Image
 
-from mixcontrast import InfoNCE, KeyQueue, MultiSimilarityLoss, SupConLoss, SupReMix
+from mixcontrast import (
+    ClipLoss,
+    CyClipLoss,
+    HardNegativeLoss,
+    InfoNCE,
+    KeyQueue,
+    MoCHi,
+    MultiSimilarityLoss,
+    SupConLoss,
+    SupReMix,
+)
 from mixcontrast.cli import main
 from mixcontrast.data import ClassData, ResizeAndCrop
 from mixcontrast.fit_command import fit_parser
 from mixcontrast.models import TimmNetwork
 from mixcontrast.retrieval import Evaluation, StoredEmbeddings, compare
 from mixcontrast.training import MetricLearning, Regression, SelfSupervised
+from mixcontrast.training.fitting import LABELS, VIEWS, called_with
 from mixcontrast.training.safety import LossIsNoNumber, StopAtNaN, rows_of_batch
 from tests.fitting import RECIPES, Killed, Plain, Vectors, of, recipe
 
@@ -350,3 +361,10 @@ def test_one_batch_is_not_all_of_them(tmp_path, monkeypatch):
     given = ["--config", str(recipe("metric learning", tmp_path)), "--trainer.limit_train_batches=1"]
     read = fit_parser().parse_args([*given, "--trainer.val_check_interval=0.5"]).trainer
     assert isinstance(read.limit_train_batches, int) and read.val_check_interval == 0.5
+
+
+def test_a_loss_around_a_loss_is_called_as_it():
+    """HCL and CyCLIP are losses that wrap one."""
+    assert called_with(HardNegativeLoss(InfoNCE())) == VIEWS
+    assert called_with(MoCHi(HardNegativeLoss(SupConLoss()))) == LABELS
+    assert called_with(CyClipLoss(HardNegativeLoss(ClipLoss()))) == ("image_features", "text_features")
