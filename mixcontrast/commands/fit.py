@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
-from mixcontrast.fit_errors import build, parse
+from mixcontrast.commands.fit_errors import build, parse
 from mixcontrast.training.callbacks import Bar, RetrievalCallback
 from mixcontrast.training.fitting import FitModule
 from mixcontrast.training.measures import Measures
