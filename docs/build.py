@@ -22,8 +22,12 @@ MEASURED = HERE / "pages" / "measured"
 
 
 def take_measured(source: Path = EVAL, target: Path = MEASURED) -> None:
-    """A page for each Markdown file under eval/, and one that lists them."""
+    """A page for each Markdown file under eval/, with the pictures beside it, and one that lists them."""
     shutil.rmtree(target, ignore_errors=True)
+    for picture in source.rglob("*.svg"):
+        copy = target / picture.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(picture, copy)
     rows = []
     for file in sorted(source.rglob("*.md")):
         text = file.read_text(encoding="utf-8")

@@ -25,21 +25,21 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         from jsonargparse import auto_cli
 
-        from mixcontrast.command_options import CommandParser, gathered
-        from mixcontrast.evaluation_commands import compare_command, evaluate_command, evaluate_run_command
+        from mixcontrast.commands.evaluate import compare_command, evaluate_command, evaluate_run_command
+        from mixcontrast.commands.options import CommandParser, gathered
 
         commands = {"evaluate": evaluate_command, "evaluate_run": evaluate_run_command, "compare": compare_command}
         if extra != "evaluate":  # which needs no encoder
-            from mixcontrast.embedding_command import embed_command
-            from mixcontrast.ensemble_command import ensemble_command
-            from mixcontrast.judge_command import judge_command
+            from mixcontrast.commands.embed import embed_command
+            from mixcontrast.commands.ensemble import ensemble_command
+            from mixcontrast.commands.judge import judge_command
 
             commands = {
                 "embed": embed_command, "judge": gathered(judge_command), "ensemble": gathered(ensemble_command),
                 **commands,
             }  # fmt: skip
         if extra == "demo":  # its packages are many: training, images, pictures
-            from mixcontrast.demo import demo
+            from mixcontrast.commands.demo import demo
 
             commands = {"demo": demo, **commands}
     except ImportError as error:
@@ -60,11 +60,11 @@ def _of_recipes(command: str, arguments: list[str]) -> None:
     extra = {"fit": "fit", "explain": "fit,report", "study": "study"}[command]
     try:
         if command == "fit":
-            from mixcontrast.fit_command import fit_command as run
+            from mixcontrast.commands.fit import fit_command as run
         elif command == "explain":
-            from mixcontrast.explain_command import explain_command as run
+            from mixcontrast.commands.explain import explain_command as run
         else:
-            from mixcontrast.study_command import study_command as run
+            from mixcontrast.commands.study import study_command as run
     except ImportError as error:
         raise SystemExit(
             f"mixcontrast: {command} needs packages that the library does not. {error}; "

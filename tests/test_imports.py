@@ -15,9 +15,8 @@ ROOT = Path(mixcontrast.__file__).parent
 LOW = {"similarity", "checks", "cells", "plans"}  # what a table is made of
 CORE = LOW | {"pairs", "mixing", "queue", "losses", "mixers", "tiling", "caching", "distributed", "adapters", "kernels"}
 APPLICATION = {
-    "data", "judge", "models", "training", "report", "files", "demo", "embedding_command", "evaluation_commands",
-    "evaluation_inputs", "ensemble_command", "judge_command", "cli", "environment", "fit_command", "fit_errors",
-    "wording", "explanation", "explain_command", "study", "study_command", "command_options",
+    "cli", "commands", "data", "environment", "explanation", "files", "judge", "models", "report", "study", "training",
+    "wording",
 }  # fmt: skip
 MAY_IMPORT = {
     "similarity": set(),

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from mixcontrast.cli import main
-from mixcontrast.fit_command import fit_parser
-from mixcontrast.fit_errors import parse
+from mixcontrast.commands.fit import fit_parser
+from mixcontrast.commands.fit_errors import parse
 from mixcontrast.models import OpenClip
 from mixcontrast.retrieval import Evaluation
 from tests.data import standins

@@ -32,23 +32,23 @@ def check_table(name: str, table: Any, normalize: bool, first: int = 0) -> np.nd
         raise TypeError(f"`{name}` must be floats. Got {table.dtype}; are embeddings and labels swapped?")
     with np.errstate(over="ignore"):
         table = np.ascontiguousarray(table, np.float32)
-    finite = np.isfinite(table).all(axis=1)
-    if not finite.all():
-        raise ValueError(
-            f"`{name}` must be finite. Got NaN or infinity in {int((~finite).sum())} of {len(table)} rows, first in "
-            f"row {first + int(np.argmin(finite))}; drop those rows, or look at the encoder."
-        )
+    with np.errstate(over="ignore", under="ignore"):
+        size = np.linalg.norm(table, axis=1) if normalize else np.einsum("nd,nd->n", table, table)
+    if not np.isfinite(size).all():  # else every number is
+        finite = np.isfinite(table).all(axis=1)
+        if not finite.all():
+            raise ValueError(
+                f"`{name}` must be finite. Got NaN or infinity in {int((~finite).sum())} of {len(table)} rows, first "
+                f"in row {first + int(np.argmin(finite))}; drop those rows, or look at the encoder."
+            )
     if not normalize:
-        with np.errstate(over="ignore"):
-            square = np.einsum("nd,nd->n", table, table)
-        if not (square <= _LONGEST**2).all():
+        if not (size <= _LONGEST**2).all():
             raise ValueError(
                 f"`{name}` must be shorter than {_LONGEST:.0e} a row: float32 holds no larger similarity. Got row "
-                f"{first + int(np.argmax(square))} and more; scale all by one number, or measure by cosine."
+                f"{first + int(np.argmax(size))} and more; scale all by one number, or measure by cosine."
             )
         return table
-    with np.errstate(over="ignore", under="ignore"):
-        length = np.linalg.norm(table, axis=1, keepdims=True)
+    length = size[:, None]
     odd = np.flatnonzero(~((length > 0) & np.isfinite(length)))
     if len(odd) == 0:
         return table / length

@@ -38,8 +38,8 @@ def measure(recipe: str) -> dict[str, Any]:
     import lightning
     import torch
 
-    from mixcontrast.fit_command import fit_parser
-    from mixcontrast.fit_errors import parse
+    from mixcontrast.commands.fit import fit_parser
+    from mixcontrast.commands.fit_errors import parse
     from mixcontrast.training.safety import Repeatable, quieten
 
     torch.set_num_threads(1)

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from mixcontrast.analysis import alignment, rank_correlation, uniformity, utilization
-from mixcontrast.explain_command import explained_batch, load_weights
+from mixcontrast.commands.explain import explained_batch, load_weights
+from mixcontrast.commands.fit import fit_parser
+from mixcontrast.commands.fit_errors import build, parse
 from mixcontrast.explanation import Explanation
-from mixcontrast.fit_command import fit_parser
-from mixcontrast.fit_errors import build, parse
 from mixcontrast.training.callbacks import embed_loader
 from mixcontrast.training.measures import TRAINING_ROWS
 

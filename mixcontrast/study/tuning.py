@@ -12,7 +12,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from mixcontrast.fit_command import fit
+from mixcontrast.commands.fit import fit
 from mixcontrast.study.plan import TUNING_SEED, Arm, Plan
 from mixcontrast.study.recipes import write_recipe
 

@@ -105,7 +105,7 @@ def _tuning(plan: Plan, arm: Arm, folder: Path) -> Callable[[], None]:
 
 def _run(arm: Arm, folder: Path, seed: int) -> Callable[[], None]:
     def do() -> None:
-        from mixcontrast.fit_command import fit
+        from mixcontrast.commands.fit import fit
         from mixcontrast.study.reasons import reasons_of
 
         result, out = run_folder(folder, arm, seed) / "reasons.json", run_folder(folder, arm, seed)

@@ -11,6 +11,7 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -51,6 +52,19 @@ class FitModule(lightning.LightningModule, ABC):
     @abstractmethod
     def judge_test(self, data: lightning.LightningDataModule) -> Evaluation:
         """What the module as it is reaches on the test part, a value a query or row."""
+
+    def setup(self, stage: str) -> None:
+        """Refuses FSDP's first version, which leaves a rank a piece of all parameters strung together.
+
+        Raises:
+            ValueError: it is the trainer's strategy.
+        """
+        if isinstance(self.trainer.strategy, FSDPStrategy):
+            raise ValueError(
+                "Parameters must keep their shapes: by these, biases are told from weights, and a momentum encoder "
+                f"follows. Got the strategy {type(self.trainer.strategy).__name__}, which flattens them; take ddp, or "
+                "ModelParallelStrategy and a configure_model that calls torch's fully_shard on the encoders."
+            )
 
     def prepare(self, data: lightning.LightningDataModule) -> None:
         """Tells the data what they must know of the module, before any loader of theirs is asked for."""

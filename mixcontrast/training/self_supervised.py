@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from mixcontrast.distributed import Gathered
@@ -130,6 +131,8 @@ class SelfSupervised(FitModule):
             (self.momentum_encoder, self.encoder),
             (self.momentum_projector, self.projector),
         ):
+            as_shards(slow)
+            as_shards(fast)
             for old, new in zip(slow.parameters(), fast.parameters(), strict=True):
                 old.lerp_(new, 1 - share)
 
@@ -156,6 +159,19 @@ class SelfSupervised(FitModule):
         learned = embed_loader(self, data.probe_dataloader())
         judged = embed_loader(self, only_test_loader(data))
         return evaluation_of(judge_classes(*learned, *judged), {"num_learned_from": len(learned[0])})
+
+
+def as_shards(module: nn.Module) -> None:
+    """Where `fully_shard` was applied, makes parameters this rank's shards; those without a backward pass stay whole.
+
+    What is written to whole ones is lost when they are gathered anew.
+    """
+    if dist.is_available() and dist.is_initialized():
+        from torch.distributed.fsdp import FSDPModule
+
+        for part in module.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
 
 
 def queue_of(criterion: nn.Module) -> KeyQueue | None:

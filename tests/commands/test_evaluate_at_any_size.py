@@ -19,7 +19,7 @@ LABELS = RNG.integers(0, 200, 4000)
 TABLE = (RNG.standard_normal((200, 16))[LABELS] + RNG.standard_normal((4000, 16))).astype(np.float32)
 WORDS = np.array([f"class {label}" for label in LABELS])
 VENDORS = RNG.integers(0, 3, 4000)
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 EVALUATE = ["evaluate", "queries.npy", "--labels", "labels.npy", "--gallery", "gallery", "--gallery_labels", "label",
             "--preset", "clip", "--memory_limit", "120KB"]  # fmt: skip
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from mixcontrast.commands.evaluate import check_report
 from mixcontrast.environment import environment
-from mixcontrast.evaluation_commands import check_report
 from mixcontrast.files import write_json, write_whole
 from mixcontrast.judge.alphas import read_alphas, read_weights
 from mixcontrast.judge.collection import Collection
@@ -61,7 +61,7 @@ def ensemble_command(
             )
     else:
         try:
-            from mixcontrast.judge_command import opened
+            from mixcontrast.commands.judge import opened
             from mixcontrast.report import curves  # noqa: F401
         except ImportError as error:
             raise ModuleNotFoundError(
@@ -109,10 +109,10 @@ def judge_ensemble(
         ends: what was interpolated, for the record.
         report: a page of the curve, and of the ends and the chosen alpha; None: none.
     """
+    from mixcontrast.commands.judge import facts_of, note_of, save_queries
     from mixcontrast.judge.curve import choose, curve_as_dict, lines_of
     from mixcontrast.judge.subject import judged
     from mixcontrast.judge.tables import Beside
-    from mixcontrast.judge_command import facts_of, note_of, save_queries
     from mixcontrast.report.curves import alpha_figure
     from mixcontrast.report.figures import PAGE, save
     from mixcontrast.report.judgement_page import write_judgement

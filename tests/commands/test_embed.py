@@ -25,7 +25,7 @@ from mixcontrast.cli import main
 from mixcontrast.data.items import open_items
 from mixcontrast.models.encoders import open_encoder
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NETWORK = "test_resnet.r160_in1k"
 
 

@@ -12,10 +12,10 @@ import torch
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from rich.console import Console
 
+from mixcontrast.commands.fit import fit_parser
+from mixcontrast.commands.fit_errors import build, parse
 from mixcontrast.environment import environment
 from mixcontrast.files import write_json, write_whole
-from mixcontrast.fit_command import fit_parser
-from mixcontrast.fit_errors import build, parse
 from mixcontrast.report.study_page import answer_markdown, write_page
 from mixcontrast.retrieval.results import SMALLER_IS_BETTER
 from mixcontrast.study.answer import answer_of

@@ -30,8 +30,8 @@ from mixcontrast import (
     SupReMix,
 )
 from mixcontrast.cli import main
+from mixcontrast.commands.fit import fit_parser
 from mixcontrast.data import ClassData, ResizeAndCrop
-from mixcontrast.fit_command import fit_parser
 from mixcontrast.models import TimmNetwork
 from mixcontrast.retrieval import Evaluation, StoredEmbeddings, compare
 from mixcontrast.training import MetricLearning, Regression, SelfSupervised

@@ -11,11 +11,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from mixcontrast.commands.fit import fit_parser
+from mixcontrast.commands.fit_errors import build, parse
 from mixcontrast.data.pair_data import PairData
 from mixcontrast.explanation import Explanation, explain
 from mixcontrast.explanation.sphere import most_moved
-from mixcontrast.fit_command import fit_parser
-from mixcontrast.fit_errors import build, parse
 from mixcontrast.mixers import DeepMetrix, Mixer
 from mixcontrast.report.explained import kinds_table, mixtures_table, write_csv, write_picture
 from mixcontrast.training.one_batch import look_at_batches

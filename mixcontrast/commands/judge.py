@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from mixcontrast.commands.evaluate import check_report
 from mixcontrast.environment import environment
-from mixcontrast.evaluation_commands import check_report
 from mixcontrast.files import write_json, write_whole
 from mixcontrast.judge.collection import Collection
 from mixcontrast.judge.judgement import Judgement

@@ -14,11 +14,12 @@ import torch
 import yaml
 from jsonargparse import DefaultHelpFormatter, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
-from mixcontrast.fit_errors import build, parse
+from mixcontrast.commands.fit_errors import build, parse
 from mixcontrast.training.callbacks import Bar, RetrievalCallback
 from mixcontrast.training.fitting import FitModule
 from mixcontrast.training.measures import Measures
@@ -170,6 +171,12 @@ def _fit(
         trainer = lightning.Trainer(**options)
     except MisconfigurationException as error:  # no ValueError
         raise ValueError(str(error)) from None
+    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        raise ValueError(
+            "A recipe is trained by processes that each hold the whole model, which the first one saves and judges. "
+            f"Got the strategy {type(trainer.strategy).__name__}; set trainer.strategy: ddp, or take the module into a "
+            "lightning.Trainer of your own."
+        )
     if trainer.is_global_zero:
         folder.begin(seed, trainer.strategy.root_device.type)
         if not begun:

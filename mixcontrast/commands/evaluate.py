@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mixcontrast.evaluation_inputs import as_codes, is_column, read_bytes, read_ks, read_of_rows
+from mixcontrast.commands.evaluation_inputs import as_codes, is_column, read_bytes, read_ks, read_of_rows
 from mixcontrast.files import write_whole
 from mixcontrast.retrieval import (
     CLIP,

@@ -1,0 +1,1 @@
+"""What each command of `mixcontrast` does; `mixcontrast.cli` names them."""
