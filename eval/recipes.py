@@ -136,8 +136,9 @@ GROUPS: dict[str, Group] = {
         "either.",
         ("R@1", "R@5", "R@10"),
         {"clip_emoji": "CLIP", "clip_emoji_geodesic": "CLIP + m3-Mix",
-         "clip_emoji_mochi": "CLIP + MoCHi, same modality"},
-        (("clip_emoji_geodesic", "clip_emoji"), ("clip_emoji_mochi", "clip_emoji")),
+         "clip_emoji_mochi": "CLIP + MoCHi, same modality", "clip_emoji_synco": "CLIP + SynCo, same modality",
+         "clip_emoji_siglip": "SigLIP"},
+        tuple((f"clip_emoji_{other}", "clip_emoji") for other in ("geodesic", "mochi", "synco", "siglip")),
         {LR: (3e-4, 1e-3, 3e-3)},
     ),
     "concrete": _regression(
