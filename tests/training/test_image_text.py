@@ -253,10 +253,33 @@ def test_locked_heads_cannot_be_trained_alone(tmp_path: Path) -> None:
         ImageText(locked, ClipLoss(), head_only_steps=3)
 
 
-def test_labels_of_a_queue_are_groups() -> None:
-    assert not ImageText(towers(), ClipLoss()).by_group
-    queue = KeyQueue(8, 8, labels=True)
-    assert ImageText(towers(), GeodesicMixup(ClipLoss(text_queue=queue))).by_group
+@pytest.mark.parametrize("labels", [False, True, 2])
+def test_queues_of_any_labels_keep_out_what_belongs_to_an_anchor(labels: bool | int) -> None:
+    """Images of one caption in two groups, as a table without groups gives them."""
+    loss = ClipLoss(text_queue=KeyQueue(6, 8, labels=labels), image_queue=KeyQueue(6, 8, labels=labels))
+    module = ImageText(towers(), loss)
+    images, texts = torch.randn(2, 3, WIDTH)
+    numbers = torch.tensor([[0, 5], [1, 5], [2, 6]])  # images 0 and 1 have one caption, and groups of their own
+    image, text, scale, _ = module.encoder(images, texts)
+    match = torch.tensor([[1.0, 1, 0], [1, 1, 0], [0, 0, 1]])
+    for step in range(2):
+        found = module._of_all_ranks[0](image, text, scale.reshape(()), None, False, numbers)
+        wanted = 0
+        for logits in (scale * image @ text.T, scale * text @ image.T):
+            # the queue holds the batch of before, of which an anchor's negatives are those of this batch
+            every = torch.cat([logits, logits.masked_fill(match.bool(), -1e9)], 1) if step else logits
+            share = F.pad(match / match.sum(1, keepdim=True), (0, every.shape[1] - 3))
+            wanted = wanted + F.cross_entropy(every, share) / 2
+        torch.testing.assert_close(found, wanted)
+    assert loss.text_queue.labels.tolist() == 2 * numbers.tolist()
+
+
+def test_a_checkpoint_whose_queues_kept_groups_goes_on() -> None:
+    old = ClipLoss(text_queue=KeyQueue(6, 8, labels=True))
+    old(*F.normalize(torch.randn(2, 3, 8), dim=-1), 7.0, labels=torch.tensor([3, 4, 4]))
+    module = ImageText(towers(), ClipLoss(text_queue=KeyQueue(6, 8, labels=True)))
+    module.criterion.load_state_dict(old.state_dict())
+    assert module.criterion.text_queue.labels[:, 0].tolist() == [3, 4, 4]
 
 
 def test_the_command_refuses_in_one_line(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture) -> None:
