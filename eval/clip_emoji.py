@@ -3,35 +3,32 @@
     python eval/clip_emoji.py           # tunes on validation emoji, trains five seeds, writes eval/results/clip_emoji.*
     python eval/clip_emoji.py --tune    # the tuning alone
 
-One thread; what is finished is not run again. Runs are kept under runs/clip_emoji/.
+One thread; what is finished is not run again. Runs are kept under runs/clip_emoji/. The page: clip_emoji_page.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
-import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from recipes import ROOT, interval, table, verdict_of, write
 from torch import Tensor, nn
 
-from mixcontrast import ClipLoss, CyClipLoss, GeodesicMixup, HardNegativeLoss, MixTerm, MoCHi, SynCo
+from mixcontrast import ClipLoss, CyClipLoss, GeodesicMixup, HardNegativeLoss, MixTerm, MoCHi, SigLipLoss, SynCo
+from mixcontrast.analysis import alignment, modality_gap, uniformity
 from mixcontrast.data import EmojiCaptionFeatures, PairData
-from mixcontrast.environment import environment
 from mixcontrast.files import write_whole
-from mixcontrast.judge import cross_modal_retrieval
+from mixcontrast.judge import classify, cross_modal_retrieval, mean_embeddings
 from mixcontrast.models import FeatureTowers
 
-RUNS, RESULTS = ROOT / "runs" / "clip_emoji", ROOT / "eval" / "results"
+RUNS = Path(__file__).resolve().parents[1] / "runs" / "clip_emoji"
 ALIGNED, FINE_TUNED, HELD_OUT = ("Appl", "FB", "Joy"), ("Goog", "Sams"), ("Twtr", "Wind")
 DOMAINS = {"fine-tuned on": FINE_TUNED, "aligned on": ALIGNED, "never seen": HELD_OUT}
 WAYS = ("image to text", "text to image")
@@ -40,6 +37,9 @@ BATCH, EPOCHS, ALIGNMENT_EPOCHS = 256, 40, 30
 ALIGNMENT_RATE = 1e-3
 RATES, TEMPERATURES = (3e-4, 1e-3, 3e-3, 1e-2), (0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3)
 WEIGHT_DECAY = 0.1
+KS = (1, 5, 10)
+ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+GEOMETRY = ("alignment", "uniformity, images", "uniformity, texts", "modality gap")
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,20 @@ class Method:
         title: in the tables.
         make: its criterion, of one point of its grid.
         grid: what is tuned of it, beside the temperature.
+        bias: where the towers' bias begins, of a sigmoid loss.
     """
 
     title: str
     make: Callable[..., nn.Module]
     grid: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    bias: float | None = None
 
     def points(self) -> list[dict[str, float]]:
         """Each point of the grid."""
         return [dict(zip(self.grid, point, strict=True)) for point in itertools.product(*self.grid.values())]
 
 
-def _geodesic(**weights: float) -> Callable[[float], GeodesicMixup]:
+def _geodesic(loss: Callable[[], nn.Module] = ClipLoss, **weights: float) -> Callable[[float], GeodesicMixup]:
     """Terms of these weights, all `times` larger."""
 
     def make(times: float) -> GeodesicMixup:
@@ -69,7 +71,7 @@ def _geodesic(**weights: float) -> Callable[[float], GeodesicMixup]:
             name: MixTerm(weight * times, temperature=0.07 if name == "m2" else None)
             for name, weight in weights.items()
         }
-        return GeodesicMixup(ClipLoss(), **{name: terms.get(name) for name in ("m2", "v", "l", "vl")})
+        return GeodesicMixup(loss(), **{name: terms.get(name) for name in ("m2", "v", "l", "vl")})
 
     return make
 
@@ -100,6 +102,10 @@ METHODS = {
     "hcl": Method("HCL", lambda beta: HardNegativeLoss(ClipLoss(), beta=beta, tau_plus=0.0), {"beta": (0.25, 1.0)}),
     "cyclip": Method("CyCLIP", lambda weight: CyClipLoss(ClipLoss(), in_modal=weight, cross_modal=weight),
                      {"weight": (0.25, 0.025)}),
+    "smooth": Method("label smoothing (BANG's)", lambda smoothing: ClipLoss(label_smoothing=smoothing),
+                     {"smoothing": (0.1, 0.2)}),
+    "siglip": Method("SigLIP", SigLipLoss, bias=-10.0),
+    "siglip_m3": Method("SigLIP + m3-Mix", _geodesic(SigLipLoss, m2=0.01, v=0.05, l=0.05, vl=0.1), TIMES, bias=-10.0),
 }  # fmt: skip
 
 
@@ -140,8 +146,10 @@ class Study:
             share, warm = step / len(batches), min(1.0, 10 * step / len(batches))
             for group in optimizer.param_groups:
                 group["lr"] = rate * warm * (1 + math.cos(math.pi * share)) / 2
-            image, text, scale, _ = towers(self.emoji.image_features[images], self.emoji.text_features[captions])
-            loss = criterion(image, text, scale, labels=labels)
+            image, text, *scale_and_bias = towers(
+                self.emoji.image_features[images], self.emoji.text_features[captions]
+            )
+            loss = criterion(image, text, *(x for x in scale_and_bias if x is not None), labels=labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -161,14 +169,33 @@ class Study:
 
     @torch.no_grad()
     def judge(self, towers: FeatureTowers, part) -> dict[str, np.ndarray]:
-        """R@1 of each query both ways, with its vendor and its emoji."""
+        """What a query and a drawing reach, with its vendor and its emoji; and where embeddings lie.
+
+        Retrieval both ways; zero-shot classification among the part's emoji, each the mean of its captions, with the
+        confidence of the softmax at the towers' temperature.
+        """
         image = towers.encode_image(self.emoji.image_features[torch.from_numpy(part.images)])
         text = towers.encode_text(self.emoji.text_features[torch.from_numpy(part.captions)])
-        both = cross_modal_retrieval(image, text, part.pairs, ks=(1,), domains=part.domains)
+        both = cross_modal_retrieval(image, text, part.pairs, ks=KS, domains=part.domains)
         found = {}
         for way, of_way in zip(WAYS, both, strict=True):
-            found |= {f"{way} R@1": of_way.values["R@1"], f"{way} vendor": of_way.attributes["domain"],
-                      f"{way} emoji": of_way.groups}  # fmt: skip
+            found |= {f"{way} R@{k}": of_way.values[f"R@{k}"] for k in KS}
+            found |= {f"{way} vendor": of_way.attributes["domain"], f"{way} emoji": of_way.groups}
+        emoji = self.emoji.groups[part.images]
+        names, labels = np.unique(emoji, return_inverse=True)
+        told = np.unique(np.stack([labels[part.pairs[:, 0]], part.pairs[:, 1]], axis=1), axis=0)
+        classifier = mean_embeddings(text[torch.from_numpy(told[:, 1])], told[:, 0], len(names))
+        zero_shot = classify(image, classifier, labels, logit_scale=towers.logit_scale.exp().item())
+        found |= {"zero-shot top-1": zero_shot.evaluation.values["top-1"], "zero-shot confidence": zero_shot.confidence,
+                  "zero-shot vendor": part.domains, "zero-shot emoji": emoji}  # fmt: skip
+        for domain, vendors in DOMAINS.items():
+            pairs = torch.from_numpy(part.pairs[np.isin(part.domains, vendors)[part.pairs[:, 0]]])
+            if not len(pairs):  # of the validation part, vendors that are never seen
+                continue
+            images, texts = image[pairs[:, 0].unique()], text[pairs[:, 1].unique()]
+            values = (alignment(image[pairs[:, 0]], text[pairs[:, 1]]), uniformity(images), uniformity(texts),
+                      modality_gap(images, texts))  # fmt: skip
+            found |= {f"{name}, {domain}": np.array(float(v)) for name, v in zip(GEOMETRY, values, strict=True)}
         return found
 
     def aligned(self, seed: int) -> dict[str, Tensor]:
@@ -184,25 +211,55 @@ class Study:
         write_whole(file, lambda temporary: torch.save(towers.state_dict(), temporary))
         return towers.state_dict()
 
-    def run(self, file: Path, seed: int, part, method: str | None, rate: float, temperature: float | None,
-            point: dict[str, float]) -> dict[str, np.ndarray]:  # fmt: skip
-        """One run, or what it left; without a method the towers as they were aligned."""
+    def trained(self, method: str, seed: int, rate: float, temperature: float | None,
+                point: dict[str, float]) -> FeatureTowers:  # fmt: skip
+        """The towers after fine-tuning."""
+        towers = FeatureTowers(256, logit_bias=METHODS[method].bias)
+        towers.load_state_dict(self.aligned(seed), strict=METHODS[method].bias is None)
+        self.train(towers, METHODS[method].make(**point), FINE_TUNED, seed, epochs=EPOCHS, rate=rate,
+                   temperature=temperature)  # fmt: skip
+        return towers
+
+    def tried(self, file: Path, method: str, rate: float, temperature: float | None, point: dict[str, float]) -> float:
+        """R@1 of both ways on validation emoji, by the vendors that are fine-tuned on; kept in a file."""
         if not file.exists():
+            towers = self.trained(method, TUNING_SEED, rate, temperature, point)
+            keep(file, self.judge(towers, self.validation))
+        with np.load(file) as saved:
+            return float(np.mean([of_vendors(saved, way, FINE_TUNED)[0].mean() for way in WAYS]))
+
+    def weights(self, name: str, seed: int, of: dict[str, Any] | None) -> tuple[dict[str, Tensor], float]:
+        """Weights of an arm, and the CPU seconds of their training; of none, as they were aligned."""
+        if of is None:
+            return self.aligned(seed), 0.0
+        file = RUNS / "weights" / f"{name.replace(', ', '-')}-seed{seed}.pt"
+        if not file.exists():
+            self.aligned(seed)
             start = time.process_time()
-            towers = FeatureTowers(256)
-            towers.load_state_dict(self.aligned(seed))
-            if method is not None:
-                begun = time.process_time()
-                self.train(towers, METHODS[method].make(**point), FINE_TUNED, seed, epochs=EPOCHS, rate=rate,
-                           temperature=temperature)  # fmt: skip
-                start = begun
-            found = self.judge(towers, part)
-            found["seconds"] = np.array(time.process_time() - start)
-            found["temperature"] = np.array(1 / towers.logit_scale.exp().item())
+            towers = self.trained(name.partition(", ")[0], seed, of["rate"], of["temperature"], of["point"])
+            saved = {"weights": towers.state_dict(), "seconds": time.process_time() - start}
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file, lambda temporary: _save(temporary, found))
+            write_whole(file, lambda temporary: torch.save(saved, temporary))
+        saved = torch.load(file, weights_only=True)
+        return saved["weights"], saved["seconds"]
+
+    def judged(self, name: str, weights: dict[str, Tensor], seed: int, seconds: float = 0.0) -> dict[str, np.ndarray]:
+        """What weights reach on the test part; kept in a file."""
+        file = RUNS / "judged" / f"{name.replace(', ', '-')}-seed{seed}.npz"
+        if not file.exists():
+            towers = FeatureTowers(256, logit_bias=0.0 if "logit_bias" in weights else None)
+            towers.load_state_dict(weights)
+            found = self.judge(towers, self.test)
+            keep(file, found | {"seconds": np.array(seconds),
+                                "temperature": np.array(1 / towers.logit_scale.exp().item())})  # fmt: skip
         with np.load(file) as saved:
             return dict(saved)
+
+
+def keep(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes a file whole."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, lambda temporary: _save(temporary, arrays))
 
 
 def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -210,10 +267,12 @@ def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
         np.savez(file, **arrays)
 
 
-def of_vendors(found: dict[str, np.ndarray], way: str, vendors: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """R@1 and the emoji of the queries of some vendors."""
+def of_vendors(
+    found: Mapping[str, np.ndarray], way: str, vendors: tuple[str, ...], what: str = "R@1"
+) -> tuple[np.ndarray, np.ndarray]:
+    """A value of each query of some vendors, and their emoji."""
     kept = np.isin(found[f"{way} vendor"], vendors)
-    return found[f"{way} R@1"][kept], np.unique(found[f"{way} emoji"][kept], return_inverse=True)[1]
+    return found[f"{way} {what}"][kept], np.unique(found[f"{way} emoji"][kept], return_inverse=True)[1]
 
 
 def tune(study: Study) -> dict[str, Any]:
@@ -222,9 +281,7 @@ def tune(study: Study) -> dict[str, Any]:
     def reached(method: str, rate: float, temperature: float | None, point: dict[str, float]) -> float:
         told = "-".join([method, f"{rate:g}", "learned" if temperature is None else f"{temperature:g}",
                          *(f"{value:g}" for value in point.values())])  # fmt: skip
-        file = RUNS / "tuning" / f"{told}.npz"
-        found = study.run(file, TUNING_SEED, study.validation, method, rate, temperature, point)
-        return float(np.mean([of_vendors(found, way, FINE_TUNED)[0].mean() for way in WAYS]))
+        return study.tried(RUNS / "tuning" / f"{told}.npz", method, rate, temperature, point)
 
     tried: dict[str, list] = {}
     for learned in (True, False):
@@ -249,111 +306,20 @@ def tune(study: Study) -> dict[str, Any]:
 
 
 def judged(study: Study, tuning: dict[str, Any]) -> dict[str, list[dict[str, np.ndarray]]]:
-    """Every arm's runs of all seeds."""
+    """Every arm's runs of all seeds; and those of weights between the aligned ones and the plain loss's (WiSE-FT)."""
     arms: dict[str, list[dict[str, np.ndarray]]] = {}
     for seed in range(SEEDS):
-        arms.setdefault("zero-shot", []).append(
-            study.run(RUNS / f"zero-shot-seed{seed}.npz", seed, study.test, None, 0.0, None, {})
-        )
-        for name, of in tuning["chosen"].items():
-            file = RUNS / f"{name.replace(', ', '-')}-seed{seed}.npz"
-            method, _, _ = name.partition(", ")
-            found = study.run(file, seed, study.test, method, of["rate"], of["temperature"], of["point"])
-            arms.setdefault(name, []).append(found)
+        for name, of in {"zero-shot": None, **tuning["chosen"]}.items():
+            weights, seconds = study.weights(name, seed, of)
+            arms.setdefault(name, []).append(study.judged(name, weights, seed, seconds))
+        plain = "plain, learned"
+        first, second = study.aligned(seed), study.weights(plain, seed, tuning["chosen"][plain])[0]
+        for alpha in ALPHAS:
+            name = f"alpha {alpha:g}"
+            between = {key: (1 - alpha) * first[key] + alpha * second[key] for key in first}
+            arms.setdefault(name, []).append(study.judged(name, between, seed))
         print(f"seed {seed} is done", flush=True)
     return arms
-
-
-def values(arms: list[dict[str, np.ndarray]], way: str, vendors: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """(S, Q) R@1 and (Q,) emoji."""
-    found = [of_vendors(one, way, vendors) for one in arms]
-    return np.stack([each for each, _ in found]), found[0][1]
-
-
-def write_page(arms: dict[str, list[dict[str, np.ndarray]]], tuning: dict[str, Any]) -> None:
-    """The tables, as Markdown and as JSON."""
-    heads = [f"{way}, {domain}" for domain in DOMAINS for way in WAYS]
-    cells = [(way, vendors) for vendors in DOMAINS.values() for way in WAYS]
-    titles = {"zero-shot": "zero-shot (aligned, not fine-tuned)"} | {
-        f"{name}, {kind}": f"{method.title}, {'temperature learned' if kind == 'learned' else 'temperature tuned'}"
-        for name, method in METHODS.items()
-        for kind in ("learned", "tuned")
-    }
-    means = {name: [values(runs, *cell)[0].mean() for cell in cells] for name, runs in arms.items()}
-    facts: dict[str, Any] = {"R@1": {name: dict(zip(heads, row, strict=True)) for name, row in means.items()}}
-
-    def differences(pairs: list[tuple[str, str]]) -> list[list[str]]:
-        rows = []
-        for one, other in pairs:
-            row = [f"{titles[one]} − {titles[other]}"]
-            for head, cell in zip(heads, cells, strict=True):
-                first, emoji = values(arms[one], *cell)
-                apart = first - values(arms[other], *cell)[0]
-                mean, low, high = interval(apart, emoji)
-                verdict = verdict_of(low, high)
-                better = int((apart.mean(axis=1) > 0).sum())
-                facts.setdefault("differences", []).append(
-                    {"of": one, "against": other, "where": head, "mean": mean, "low": low, "high": high,
-                     "seeds better": better, "verdict": verdict}
-                )  # fmt: skip
-                bold = "" if verdict == "no difference shown" else "**"
-                row.append(f"{bold}{mean:+.3f}{bold} [{low:+.3f}, {high:+.3f}]")
-            rows.append(row)
-        return rows
-
-    mixings = [name for name in METHODS if name != "plain"]
-    of_temperature = differences([("plain, learned", "zero-shot"), ("plain, tuned", "plain, learned")])
-    of_learned = differences([(f"{name}, learned", "plain, learned") for name in mixings])
-    of_tuned = differences([(f"{name}, tuned", "plain, tuned") for name in mixings])
-    beyond = differences([(f"{name}, learned", "plain, tuned") for name in mixings])
-    of_own = differences([(f"{name}, tuned", "own, tuned") for name in ("mochi_own", "synco_own")])
-    rows = [
-        [titles[name], *(f"{value:.3f}" for value in means[name]), _temperature(arms[name]), _point(tuning, name)]
-        for name in arms
-    ]
-    seconds = [float(run["seconds"]) for name in arms if name != "zero-shot" for run in arms[name]]
-    machine = environment("cpu")
-    counts = [len(values(arms["zero-shot"], *cell)[1]) for cell in cells]
-    facts |= {"tuning": tuning, "seeds": SEEDS, "queries": dict(zip(heads, counts, strict=True)),
-              "CPU seconds a run": float(np.median(seconds)),
-              "machine": {name: value for name, value in machine.items() if name != "git"}}  # fmt: skip
-    header = ["", *heads]
-    page = [
-        "# Fine-tuning two towers on emoji with captions", "", "    python eval/clip_emoji.py", "",
-        "Two linear heads (256) over frozen features of EfficientNet-lite0 (drawings at 64 pixels) and MiniLM (names, "
-        "other names, keywords). They are aligned on drawings by three vendors "
-        f"({', '.join(ALIGNED)}; {ALIGNMENT_EPOCHS} epochs of the plain loss), which stands for a pretrained CLIP, and "
-        f"fine-tuned on those by two others ({', '.join(FINE_TUNED)}; {EPOCHS} epochs, {BATCH} pairs a batch, AdamW, "
-        f"cosine). Two more ({', '.join(HELD_OUT)}) are never trained on. Judged is R@1 among emoji that were in no "
-        "training, each vendor searched on its own: any caption of the emoji is right for a drawing, any drawing of an "
-        f"emoji of it for a caption. Queries a column: {', '.join(map(str, counts))}.", "",
-        f"Means of {SEEDS} seeds, which begin from the same alignment and meet the same batches. [95% intervals] are "
-        "over seeds and emoji, Student's, not corrected for how many there are; bold: it does not hold 0. The learning "
-        f"rate (of {', '.join(f'{rate:g}' for rate in RATES)}, by the plain loss), the temperature (of "
-        f"{', '.join(f'{t:g}' for t in TEMPERATURES)}; fixed) and two settings of each mixing were chosen on other "
-        f"emoji with another seed. A run takes {np.median(seconds):.1f} seconds of CPU, one thread, on "
-        f"{machine['cores']} cores of {platform.machine()}, Python {machine['python']}, torch {machine['torch']}.", "",
-        "## R@1", "", table([*header, "temperature at the end", "chosen"], rows), "",
-        "## Fine-tuning, and tuning its temperature", "", table(header, of_temperature), "",
-        "## Mixing, both at the temperature that is learned", "", table(header, of_learned), "",
-        "## Mixing, both with the temperature tuned", "", table(header, of_tuned), "",
-        "## Mixing at the temperature that is learned, against tuning the temperature and no mixing", "",
-        table(header, beyond), "",
-        "## Mixtures of the own modality, against its real negatives alone", "", table(header, of_own), "",
-    ]  # fmt: skip
-    write(RESULTS / "clip_emoji.md", "\n".join(page))
-    write(RESULTS / "clip_emoji.json", json.dumps(facts, indent=1) + "\n")
-
-
-def _temperature(runs: list[dict[str, np.ndarray]]) -> str:
-    return f"{np.mean([run['temperature'] for run in runs]):.3f}"
-
-
-def _point(tuning: dict[str, Any], name: str) -> str:
-    if name == "zero-shot":
-        return ""
-    of = tuning["chosen"][name]
-    return ", ".join([f"rate {of['rate']:g}", *(f"{key} {value:g}" for key, value in of["point"].items())])
 
 
 def main() -> None:
@@ -364,6 +330,8 @@ def main() -> None:
     study = Study()
     tuning = tune(study)
     if not given.tune:
+        from clip_emoji_page import write_page
+
         write_page(judged(study, tuning), tuning)
 
 

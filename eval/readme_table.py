@@ -46,11 +46,13 @@ def gains(results: Path = RESULTS) -> str:
                 [
                     f"[{name}](eval/results/{key}.md)", f"{LOSSES[alone]} + {MIXERS[mixer]}",
                     f"{first}{' (lower is better)' * (first == 'MAE')}", f"{plain:.3f}", f"{mixed:.3f}",
-                    f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]", f"{each['seeds better']} of {found['seeds']}",
-                    each["verdict"],
+                    f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]",
+                    "< 0.001" if each["p corrected"] < 0.001 else f"{each['p corrected']:.3f}",
+                    f"{each['seeds better']} of {found['seeds']}", each["verdict"],
                 ]
             )  # fmt: skip
-    header = ["data", "mixing", "metric", "alone", "mixed", "difference [95% interval]", "seeds better", "so"]
+    header = ["data", "mixing", "metric", "alone", "mixed", "difference [95% interval]", "p, corrected", "seeds better",
+              "so"]  # fmt: skip
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows))
 
 

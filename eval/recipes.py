@@ -136,8 +136,9 @@ GROUPS: dict[str, Group] = {
         "either.",
         ("R@1", "R@5", "R@10"),
         {"clip_emoji": "CLIP", "clip_emoji_geodesic": "CLIP + m3-Mix",
-         "clip_emoji_mochi": "CLIP + MoCHi, same modality"},
-        (("clip_emoji_geodesic", "clip_emoji"), ("clip_emoji_mochi", "clip_emoji")),
+         "clip_emoji_mochi": "CLIP + MoCHi, same modality", "clip_emoji_synco": "CLIP + SynCo, same modality",
+         "clip_emoji_siglip": "SigLIP"},
+        tuple((f"clip_emoji_{other}", "clip_emoji") for other in ("geodesic", "mochi", "synco", "siglip")),
         {LR: (3e-4, 1e-3, 3e-3)},
     ),
     "concrete": _regression(
@@ -284,7 +285,7 @@ def write_group(key: str, runs: Path, seeds: int) -> None:
 
     group = GROUPS[key]
     loaded = {name: load(name, runs, seeds) for name in group.arms}
-    facts: dict = {"recipes": {}, "differences": [], "seeds": seeds}
+    facts: dict = {"recipes": {}, "seeds": seeds}
     rows = []
     if group.untrained is not None:
         inputs = group.untrained()
@@ -299,21 +300,13 @@ def write_group(key: str, runs: Path, seeds: int) -> None:
         each = {metric: mine.values[metric].mean(axis=1).tolist() for metric in group.metrics}
         facts["recipes"][name] = {"metrics": found, "each seed": each, "CPU seconds": seconds}
         rows.append([f"[{title}](../../configs/{name}.yaml)", *map(_shown, found.values()), f"{seconds:.0f}"])
-    differences = []
-    for mixed, plain in group.pairs:
-        one, two = loaded[mixed], loaded[plain]
-        for metric in group.metrics:
-            apart = one.values[metric] - two.values[metric]
-            found = interval(apart, one.groups)
-            sign = -1 if metric == "MAE" else 1
-            better = int((sign * apart.mean(axis=1) > 0).sum())
-            verdict = verdict_of(sign * found[1], sign * found[2])
-            facts["differences"].append(
-                {"recipe": mixed, "against": plain, "metric": metric, "difference": found, "seeds better": better,
-                 "verdict": verdict, "each seed": apart.mean(axis=1).tolist()}
-            )  # fmt: skip
-            both = f"{group.arms[mixed]} against {group.arms[plain]}"
-            differences.append([both, metric, _shown(found, "+.3f"), f"{better} of {seeds}", verdict])
+    facts["differences"] = differences_of(group, loaded)
+    differences = [
+        [f"{group.arms[each['recipe']]} against {group.arms[each['against']]}", each["metric"],
+         _shown(each["difference"], "+.3f"), shown_p(each["p corrected"]), f"{each['seeds better']} of {seeds}",
+         each["verdict"]]
+        for each in facts["differences"]
+    ]  # fmt: skip
     machine = environment("cpu")
     facts["machine"] = {name: value for name, value in machine.items() if name != "git"}
     shown = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "lightning", "timm", "numpy"))
@@ -323,13 +316,14 @@ def write_group(key: str, runs: Path, seeds: int) -> None:
         f"    python eval/recipes.py --only {key}", "",
         f"{group.what}{lower}", "",
         f"Means of {seeds} seeds; the same seeds, batches and parts for all. [95% intervals] are over seeds and "
-        f"test {'classes' if key in ('emoji', 'clip') else 'rows'}, Student's. Seconds are of CPU, one thread, "
+        f"test {'classes' if key in ('emoji', 'clip') else 'rows'}, Student's; p-values are corrected by Holm's "
+        "procedure for all differences of a metric on this page. Seconds are of CPU, one thread, "
         "training and judging, the median; other work on the machine makes them longer. "
         f"On {machine['cores']} cores of {platform.machine()}, {platform.system()}; {shown}. "
         "Learning rates and noise: [tuning.md](tuning.md).", "",
         table(["", *group.metrics, "seconds a run"], rows), "",
         "## Differences, seed by seed and row by row", "",
-        table(["", "metric", "difference [95% interval]", "seeds better", "so"], differences), "",
+        table(["", "metric", "difference [95% interval]", "p, corrected", "seeds better", "so"], differences), "",
     ]  # fmt: skip
     write(RESULTS / f"{key}.md", "\n".join(page))
     write(RESULTS / f"{key}.json", json.dumps(facts, indent=1) + "\n")
@@ -337,9 +331,33 @@ def write_group(key: str, runs: Path, seeds: int) -> None:
         write_second_line(name, key, group, facts)
 
 
-def verdict_of(low: float, high: float) -> str:
-    low, high = min(low, high), max(low, high)
-    return "better" if low > 0 else "worse" if high < 0 else "no difference shown"
+def differences_of(group: Group, loaded: dict[str, SeededRuns]) -> list[dict]:
+    """Each pair's paired difference in each metric; p-values are corrected for all pairs of a metric."""
+    from mixcontrast.retrieval import holm, mean_of_seeds
+
+    rows = []
+    for mixed, plain in group.pairs:
+        one, two = loaded[mixed], loaded[plain]
+        for metric in group.metrics:
+            apart = one.values[metric] - two.values[metric]
+            found, sign = mean_of_seeds(apart, one.groups), -1 if metric == "MAE" else 1
+            rows.append(
+                {"recipe": mixed, "against": plain, "metric": metric,
+                 "difference": (found.interval.mean, found.interval.low, found.interval.high),
+                 "seeds better": int((sign * apart.mean(axis=1) > 0).sum()), "p": found.p_value,
+                 "each seed": apart.mean(axis=1).tolist()}
+            )  # fmt: skip
+    for metric in group.metrics:
+        mine = [row for row in rows if row["metric"] == metric]
+        for row, corrected in zip(mine, holm([row["p"] for row in mine]), strict=True):
+            gain = (row["difference"][0] > 0) != (metric == "MAE")
+            row["p corrected"] = float(corrected)
+            row["verdict"] = ("better" if gain else "worse") if corrected < 0.05 else "no difference shown"
+    return rows
+
+
+def shown_p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def write_second_line(name: str, key: str, group: Group, facts: dict) -> None:

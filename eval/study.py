@@ -30,13 +30,14 @@ def keep(folder: Path, results: Path = RESULTS) -> None:
     answer = json.loads((folder / "answer.json").read_text(encoding="utf-8"))
     machine = environment("cpu")
     shown = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "lightning", "timm", "numpy"))
+    took = _took(answer)
     page = [
         "# Does mixing help on emoji?", "",
         "    mixcontrast study --config configs/study_emoji.yaml --processes 2", "",
         answer_markdown(answer).rstrip(), "",
         "![Paired differences](study_emoji_differences.svg)", "",
         "![Similarities of positives, negatives and mixtures](study_emoji_hardness.svg)", "",
-        f"On {machine['cores']} cores of {platform.machine()}, {platform.system()}; {shown}. Written by "
+        f"{took} {machine['cores']} cores of {platform.machine()}, {platform.system()}; {shown}. Written by "
         "`python eval/study.py`.", "",
     ]  # fmt: skip
     answer["machine"] = {name: value for name, value in machine.items() if name != "git"}
@@ -49,9 +50,17 @@ def keep(folder: Path, results: Path = RESULTS) -> None:
         source, target = folder / "pictures" / f"{name}.svg", results / f"study_emoji_{name}.svg"
         write_whole(target, lambda temporary, source=source: shutil.copy(source, temporary))
     if results == RESULTS:
-        line = f"# {summary(answer)} eval/results/study_emoji.md"
+        line = f"# {took} {machine['cores']} cores. {summary(answer)} eval/results/study_emoji.md"
         text = re.sub(r"\A(#[^\n]*\n)(#[^\n]*\n)*", lambda found: f"{found[1]}{wrapped(line)}\n", CONFIG.read_text())
         write_whole(CONFIG, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _took(answer: dict) -> str:
+    """`In 8 minutes, with up to 2 processes at once, on`; where it is not known, `On`."""
+    from mixcontrast.study.answer import duration
+
+    took = duration(answer["time"])
+    return "On" if took is None else f"In {took}, on"
 
 
 def rounded(value):

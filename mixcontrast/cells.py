@@ -32,7 +32,7 @@ class Match(Rule):
     Attributes:
         mine: (A,) or (A, L) of the rows.
         theirs: (C,) or (C, L) of the columns.
-        equal: False turns it over; then L is 1.
+        equal: True: all L are the same; False: none is.
     """
 
     mine: Tensor
@@ -43,8 +43,9 @@ class Match(Rule):
         mine = self.mine if rows is None else self.mine[rows]
         if mine.ndim == 1:
             return mine[:, None] == self.theirs if self.equal else mine[:, None] != self.theirs
-        same = [one[:, None] == other for one, other in zip(mine.unbind(1), self.theirs.unbind(1), strict=True)]
-        return same[0] if len(same) == 1 else torch.stack(same).all(dim=0)
+        both = zip(mine.unbind(1), self.theirs.unbind(1), strict=True)
+        cells = [one[:, None] == other if self.equal else one[:, None] != other for one, other in both]
+        return cells[0] if len(cells) == 1 else torch.stack(cells).all(dim=0)
 
     def transpose(self) -> Match:
         return Match(self.theirs, self.mine, self.equal)
@@ -76,26 +77,33 @@ class Diagonal(Rule):
 
 @dataclass(frozen=True)
 class Linked(Rule):
-    """Whether some pair of the batch has the row's number and the column's; row `i` and column `i` are a pair.
+    """Whether some known pair has the row's number and the column's (or none has).
 
     Attributes:
         mine: (A,) whole numbers of the rows.
-        theirs: (A,) of the columns.
+        theirs: (C,) of the columns, each of which is that of a pair.
+        pairs: (P,) and (P,) the numbers of the pairs, of rows' kind and of columns'; None: row `i` and column `i` are a
+            pair, and there are no others.
+        linked: False turns it over.
     """
 
     mine: Tensor
     theirs: Tensor
+    pairs: tuple[Tensor, Tensor] | None = None
+    linked: bool = True
 
     def cells(self, rows: Tensor | None) -> Tensor:
         mine = self.mine if rows is None else self.mine[rows]
-        theirs = self.theirs.contiguous()
-        numbers = torch.searchsorted(theirs.sort().values, theirs)  # (A,) below A, equal where theirs are
-        same = (mine[:, None] == self.mine).float()  # (R, A)
+        of_rows, of_columns = (self.mine, self.theirs) if self.pairs is None else self.pairs
+        order = of_columns.sort().values
+        numbers = torch.searchsorted(order, of_columns.contiguous())  # (P,) below P, equal where the pairs' are
+        same = (mine[:, None] == of_rows).float()  # (R, P)
         found = torch.zeros_like(same).index_add(1, numbers, same)  # by way of a pair that has both
-        return found.index_select(1, numbers) > 0
+        found = found.index_select(1, torch.searchsorted(order, self.theirs.contiguous()))  # (R, C)
+        return found > 0 if self.linked else found == 0
 
     def transpose(self) -> Linked:
-        return Linked(self.theirs, self.mine)
+        return Linked(self.theirs, self.mine, None if self.pairs is None else self.pairs[::-1], self.linked)
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,13 @@ class KeyQueue(nn.Module):
     Args:
         size: how many keys it holds (K); MoCo's 65536, or 16384.
         dim: the width of a key (D).
-        labels: whether a class label is kept with each key.
+        labels: how many labels are kept with each key; True is 1, a class. Keys of a pair of towers have 2: the image's
+            number and the caption's.
+
+    A state dict of 1 label goes into a queue of more, whose others match nothing.
 
     Raises:
-        ValueError: `size` or `dim` below 1.
+        ValueError: `size` or `dim` below 1, `labels` below 0.
 
     Source: He et al., CVPR 2020, arXiv 1911.05722. Differs: it starts empty, where MoCo starts with random vectors.
 
@@ -39,16 +42,43 @@ class KeyQueue(nn.Module):
     (3, 3, (3, 2))
     """
 
-    def __init__(self, size: int, dim: int, *, labels: bool = False) -> None:
+    def __init__(self, size: int, dim: int, *, labels: bool | int = False) -> None:
         super().__init__()
         if size < 1 or dim < 1:
             raise ValueError(f"A queue needs a size and a dim of at least 1. Got size {size}, dim {dim}.")
+        if labels < 0:
+            raise ValueError(f"`labels` is how many are kept with each key. Got {labels}; 0 is none.")
         self.size, self.dim = size, dim
         self._pointer, self._fill = 0, 0
         self._waiting: tuple[Tensor, Tensor | None] | None = None
         self._num_tables, self._open_tables = 0, set()  # tables that read the buffer and await their backward pass
         self.register_buffer("key_buffer", torch.zeros(size, dim))
-        self.register_buffer("label_buffer", torch.zeros(size, dtype=torch.long) if labels else None)
+        self.register_buffer("label_buffer", None)
+        self.keep_labels(int(labels))
+
+    @property
+    def num_labels(self) -> int:
+        """How many labels are kept with each key."""
+        if self.label_buffer is None:
+            return 0
+        return 1 if self.label_buffer.ndim == 1 else self.label_buffer.shape[1]
+
+    def keep_labels(self, num_labels: int) -> None:
+        """Keeps so many labels with each key from now on.
+
+        Raises:
+            ValueError: keys are held, whose labels are not known.
+        """
+        if num_labels == self.num_labels:
+            return
+        if self.fill:
+            raise ValueError(
+                f"The labels of keys are kept from the first one on. Got a queue that holds {self.fill} keys with "
+                f"{self.num_labels} labels; make it with KeyQueue({self.size}, {self.dim}, labels={num_labels})."
+            )
+        shape = (self.size,) if num_labels == 1 else (self.size, num_labels)
+        device = self.key_buffer.device
+        self.label_buffer = torch.zeros(shape, dtype=torch.long, device=device) if num_labels else None
 
     @property
     def pointer(self) -> int:
@@ -72,7 +102,7 @@ class KeyQueue(nn.Module):
 
     @property
     def labels(self) -> Tensor | None:
-        """(fill,) their class labels, a view; None where none are kept."""
+        """(fill,) their labels, or (fill, G) where G are kept, a view; None where none are."""
         self._take_in()
         return None if self.label_buffer is None else self.label_buffer[: self._fill]
 
@@ -82,7 +112,7 @@ class KeyQueue(nn.Module):
 
         Args:
             keys: (B, D) floats of any length; they are divided by their Euclidean length.
-            labels: (B,) integers, where the queue keeps labels.
+            labels: (B,) integers, where the queue keeps labels, or (B, G) where it keeps G.
 
         Raises:
             ValueError: keys of another width, NaN or zero keys on a CPU, labels missing or given in vain.
@@ -133,11 +163,16 @@ class KeyQueue(nn.Module):
             enqueue: whether the keys join the queue.
 
         Raises:
-            ValueError: as `Pairs.from_queue` and `enqueue`.
+            ValueError: as `Pairs.from_queue` and `enqueue`; a queue of several labels a key.
         """
         check_embeddings("query", query)
         self._check_width("query", query)
         self._check_labels(labels, query)
+        if self.num_labels > 1:
+            raise ValueError(
+                f"The class oracle reads one label a key. Got a queue that keeps {self.num_labels}; make it with "
+                f"KeyQueue({self.size}, {self.dim}, labels=True)."
+            )
         keys, queue_labels = self.keys, self.labels
         if enqueue and torch.compiler.is_compiling():
             keys = keys.clone()  # a compiled graph has no backward pass to wait for
@@ -153,7 +188,8 @@ class KeyQueue(nn.Module):
 
         Args:
             anchors: (A, D) floats, unit vectors.
-            labels: (A,) integers, where the queue keeps labels: keys of the anchor's own label are left out.
+            labels: (A,) integers, where the queue keeps labels: keys of the anchor's own label are left out. Or (A, G)
+                where it keeps G: keys that have any in common with the anchor's.
 
         Returns:
             Columns of target 0; none while the queue is empty.
@@ -186,6 +222,15 @@ class KeyQueue(nn.Module):
         self._take_in()  # before the buffers are read: what waited may go into a new one
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
+    def _load_from_state_dict(self, state_dict, prefix, *more) -> None:
+        name = f"{prefix}label_buffer"
+        held = state_dict.get(name)
+        if self.num_labels > 1 and isinstance(held, Tensor) and held.shape == (self.size,):
+            unknown = torch.iinfo(torch.long).min + torch.arange(self.size, device=held.device)  # no two alike
+            others = unknown[:, None].expand(-1, self.num_labels - 1)
+            state_dict[name] = torch.cat([held[:, None], others], dim=1)
+        super()._load_from_state_dict(state_dict, prefix, *more)
+
     def get_extra_state(self) -> Tensor:
         """Pointer and fill, for the state dict, whose buffers hold the keys that waited."""
         return torch.tensor([self.pointer, self.fill])
@@ -196,7 +241,7 @@ class KeyQueue(nn.Module):
         self._pointer, self._fill = (int(number) for number in state)
 
     def extra_repr(self) -> str:
-        return f"size={self.size}, dim={self.dim}, labels={self.label_buffer is not None}"
+        return f"size={self.size}, dim={self.dim}, labels={_as_written(self.num_labels)}"
 
     def _check_width(self, name: str, embeddings: Tensor) -> None:
         if embeddings.shape[1] != self.dim:
@@ -215,7 +260,27 @@ class KeyQueue(nn.Module):
             raise ValueError(
                 "A queue keeps labels for all keys or for none. Got "
                 + ("labels, and a queue without" if labels is not None else "no labels, and a queue with")
-                + f" them; make it with KeyQueue({self.size}, {self.dim}, labels={labels is not None})."
+                + f" them; {self._make_it(labels)}"
             )
-        if labels is not None:
+        if labels is None:
+            return
+        if self.num_labels == 1 and not (isinstance(labels, Tensor) and labels.ndim == 2):
             check_labels(labels, embeddings)
+            return
+        if not isinstance(labels, Tensor) or labels.ndim != 2 or labels.shape[1] != self.num_labels:
+            got = tuple(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
+            raise ValueError(
+                f"A queue is given as many labels a key as it keeps. Got labels {got}, and a queue of "
+                f"{self.num_labels} a key; {self._make_it(labels)}"
+            )
+        check_labels(labels[:, 0], embeddings)
+
+    def _make_it(self, labels: Tensor | None) -> str:
+        """The remedy: a queue for these labels."""
+        given = 0 if labels is None else labels.shape[1] if isinstance(labels, Tensor) and labels.ndim == 2 else 1
+        return f"make it with KeyQueue({self.size}, {self.dim}, labels={_as_written(given)})."
+
+
+def _as_written(num_labels: int) -> bool | int:
+    """The argument `labels` of a queue that keeps so many."""
+    return num_labels if num_labels > 1 else bool(num_labels)

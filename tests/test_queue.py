@@ -246,6 +246,46 @@ def test_a_copy_is_a_queue_of_its_own():
     assert (queue.fill, other.fill) == (4, 6)
 
 
+# ---- several labels a key
+
+
+def test_several_labels_a_key_go_round_and_resume():
+    queue, keys = KeyQueue(5, DIM, labels=2), normalize(torch.randn(8, DIM))
+    labels = torch.arange(16).view(8, 2)
+    assert tuple(queue.labels.shape) == (0, 2) and queue.num_labels == 2 and "labels=2" in repr(queue)
+    queue.enqueue(keys[:3], labels[:3])
+    queue.enqueue_after(keys[3:], labels[3:])
+    assert queue.labels.roll(-queue.pointer, dims=0).tolist() == labels[3:].tolist()
+    resumed = KeyQueue(5, DIM, labels=2)
+    resumed.load_state_dict(copy.deepcopy(queue.state_dict()))
+    assert torch.equal(resumed.labels, queue.labels) and resumed.pointer == queue.pointer
+    weight = resumed.negatives(torch.eye(DIM)[:2], torch.tensor([[6, 9], [0, 1]])).weight.cells(None)
+    assert weight.tolist() == [[6 != a and 9 != b for a, b in queue.labels.tolist()], [True] * 5]
+    assert not weight[0].all()
+
+
+def test_a_state_of_one_label_goes_into_a_queue_of_two():
+    old, new = KeyQueue(4, DIM, labels=True), KeyQueue(4, DIM, labels=2)
+    old.enqueue(torch.randn(3, DIM), torch.tensor([4, 7, 4]))
+    state = old.state_dict()
+    assert tuple(state["label_buffer"].shape) == (4,)
+    KeyQueue(4, DIM, labels=True).load_state_dict(state)
+    new.load_state_dict(state)
+    assert new.labels[:, 0].tolist() == [4, 7, 4] and (new.fill, new.pointer) == (3, 3)
+    assert len(new.labels[:, 1].unique()) == 3 and bool((new.labels[:, 1] < -(2**62)).all())
+    assert tuple(state["label_buffer"].shape) == (4,)
+
+
+def test_labels_are_kept_from_the_first_key_on():
+    queue = KeyQueue(4, DIM)
+    queue.keep_labels(2)
+    queue.enqueue(torch.randn(2, DIM), torch.ones(2, 2).long())
+    queue.keep_labels(2)
+    assert queue.num_labels == 2
+    with pytest.raises(ValueError, match=r"^The labels of keys .* 2 keys with 2 labels; .*KeyQueue\(4, 3, labels=1\)"):
+        queue.keep_labels(1)
+
+
 # ---- the class oracle, and a queue that is still empty
 
 
@@ -322,6 +362,24 @@ e4 = torch.eye(4)[:2]
             ValueError,
             r"`embeddings` and `labels` must have the same length. Got embeddings \(2, 4\), labels \(3,\); ",
         ),
+        (
+            lambda: KeyQueue(4, 4, labels=2).enqueue(e4, torch.ones(2, 3).long()),
+            ValueError,
+            r"A queue is given as many labels a key as it keeps. Got labels \(2, 3\), and a queue of 2 a key; make it "
+            r"with KeyQueue\(4, 4, labels=3\).",
+        ),
+        (
+            lambda: KeyQueue(4, 4, labels=2).enqueue(e4, torch.ones(3, 2).long()),
+            ValueError,
+            r"`embeddings` and `labels` must have the same length. Got embeddings \(2, 4\), labels \(3,\); ",
+        ),
+        (
+            lambda: KeyQueue(4, 4, labels=2).pairs(e4, e4, torch.ones(2, 2).long(), enqueue=True),
+            ValueError,
+            r"The class oracle reads one label a key. Got a queue that keeps 2; .*labels=True",
+        ),
+        (lambda: KeyQueue(4, 4, labels=-1), ValueError, "`labels` is how many are kept with each key. Got -1; "),
+        (lambda: KeyQueue(4, 4, labels=True).enqueue(e4, [0, 1]), TypeError, "`labels` must be a tensor. Got list"),
         (lambda: KeyQueue(4, 4).enqueue(0 * e4), ValueError, "`keys` must not be zero: "),
         (lambda: KeyQueue(4, 4).enqueue(e4 * torch.nan), ValueError, "`keys` must be finite. "),
         (lambda: KeyQueue(4, 4).enqueue(torch.arange(4)), ValueError, "`keys` must have shape "),

@@ -155,7 +155,7 @@ def test_a_table_pairs_seeds_and_says_where_mixing_does_not_help(recipes, tmp_pa
         file.write_text("# command\n# old\n# older\nseed: 0\n")
     recipes.write_group("task", tmp_path / "runs", 5)
     page = (tmp_path / "results" / "task.md").read_text()
-    assert "| good against plain | Recall@1 | +0.100 [+0.100, +0.100] | 5 of 5 | better |" in page
+    assert "| good against plain | Recall@1 | +0.100 [+0.100, +0.100] | < 0.001 | 5 of 5 | better |" in page
     assert "no difference shown" in page.split("bad against plain")[1]
     facts = json.loads((tmp_path / "results" / "task.json").read_text())
     assert facts["recipes"]["good"]["CPU seconds"] == 2.0 and len(facts["differences"][0]["each seed"]) == 5

@@ -18,11 +18,20 @@ from mixcontrast.explanation import Explanation, explain
 from mixcontrast.explanation.sphere import most_moved
 from mixcontrast.mixers import DeepMetrix, Mixer
 from mixcontrast.report.explained import kinds_table, mixtures_table, write_csv, write_picture
+from mixcontrast.training import DirectRegression, ImageText, MetricLearning, Regression, SelfSupervised
 from mixcontrast.training.one_batch import look_at_batches
 
 DESCRIPTION = """Says what the mixers of a recipe make of one batch of training: which pairs, in which shares, how
 similar to the anchor, and what share of the loss and of its gradient they carry. Writes mixtures.csv, sphere.png and
 sphere.svg. The recipe is one of mixcontrast fit, and any key of it can be given here too."""
+
+MIXING = {
+    MetricLearning: "Metrix(MultiSimilarityLoss())",
+    SelfSupervised: "MoCHi(InfoNCE())",
+    Regression: "SupReMix(SupConLoss())",
+    ImageText: "GeodesicMixup(ClipLoss())",
+}
+"""Criteria that fit what a module calls them with."""
 
 USAGE = "mixcontrast explain --config FILE [--checkpoint FILE] [--after STEPS] [--out FOLDER] [--KEY=VALUE ...]"
 
@@ -51,13 +60,11 @@ def explain_command(arguments: list[str]) -> None:
     module.prepare(data)
     if not isinstance(module.criterion, Mixer | DeepMetrix):
         name = "none" if module.criterion is None else type(module.criterion).__name__
-        raise ValueError(
-            f"A criterion that mixes is explained. Got {name}; wrap it, such as --model.criterion=mixcontrast.Metrix."
-        )
+        raise ValueError(f"A criterion that mixes is explained. Got {name}; {_remedy(module)}.")
     if config.checkpoint is not None:
         load_weights(module, config.checkpoint)
     found = explained_batch(module, data, after=config.after, seed=config.seed, trainer=ready.trainer.as_dict())
-    names = (list(data.train_examples.names) or None) if not isinstance(data, PairData) else None
+    names = list(data.collection.captions if isinstance(data, PairData) else data.train_examples.names) or None
     anchors = most_moved(found, config.anchors)
     header, rows = mixtures_table(found, anchors, names)
     write_csv(config.out / "mixtures.csv", header, rows)
@@ -67,6 +74,16 @@ def explain_command(arguments: list[str]) -> None:
         f"{len(rows):,} mixtures of {len(anchors)} anchors and the sphere around two are in {config.out}/",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
+
+
+def _remedy(module: lightning.LightningModule) -> str:
+    """A criterion that mixes and fits a module."""
+    if isinstance(module, DirectRegression):
+        return "take mixcontrast.training.Regression and SupReMix(SupConLoss())"
+    for kind, fitting in MIXING.items():
+        if isinstance(module, kind):
+            return f"give model.criterion one, such as {fitting}"
+    return "give model.criterion one"
 
 
 def load_weights(module: lightning.LightningModule, checkpoint: Path) -> None:
@@ -126,7 +143,7 @@ def explained_batches(
             criterion, labels = copy.deepcopy(criterion).cpu(), labels.cpu()
             inputs = tuple(part.cpu() if isinstance(part, torch.Tensor) else _on_cpu(part) for part in inputs)
         inputs = tuple(part.detach() if isinstance(part, torch.Tensor) else part for part in inputs)
-        classes = labels if labels.ndim == 1 and not labels.is_floating_point() else None
+        classes = None if labels.is_floating_point() else labels
         found.append(explain(criterion, *inputs, classes=classes))
 
     look_at_batches(module, data, look, after=after, batches=batches, seed=seed, **(trainer or {}))

@@ -44,8 +44,8 @@ def study_parser() -> ArgumentParser:
     parser.add_argument("-c", "--config", action="config", help="A YAML file of the keys below.")
     parser.add_argument(
         "--criteria", type=str | list[str | dict[str, Any]], default="auto",
-        help="Names such as 'supcon + metrix', or mappings with name, criterion (class_path, init_args) and perhaps "
-        "grid and against; or auto, the usual ones of the task.",
+        help="Names such as 'supcon + metrix', or mappings with name and perhaps criterion (class_path, init_args), "
+        "grid (of a mixer's weight, say) and against; or auto, the usual ones of the task.",
     )  # fmt: skip
     parser.add_argument("--baseline", type=str | None, help="One of the criteria; the first where it is left out.")
     parser.add_argument("--recipe", type=dict, help="A recipe of mixcontrast fit without a criterion; all share it.")

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from mixcontrast.analysis import FalseNegatives, Hardness, cell_gradients, false_negatives, hardness
-from mixcontrast.explanation.made import Made, of_metrix, of_mochi, of_supremix, of_synco
+from mixcontrast.explanation.made import Made, Parent, dense, of_metrix, of_mochi, of_supremix, of_synco
 from mixcontrast.explanation.towers import of_deep, of_geodesic
 from mixcontrast.losses import Loss
 from mixcontrast.mixers import DeepMetrix, GeodesicMixup, Metrix, Mixer, MoCHi, SupReMix, SynCo
 from mixcontrast.mixers.base import innermost
-from mixcontrast.pairs import Pairs
+from mixcontrast.pairs import Block, Pairs
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Explanation:
         gradients: (A, M) of each kind, the share of the whole gradient that each mixture carries.
         pairs: the table before mixing, with the classes or values that are known.
         hardness: similarities of positives, negatives and mixtures.
+        back: of a loss that is read both ways, the other table before mixing: from texts to images.
     """
 
     criterion: str
@@ -50,28 +51,49 @@ class Explanation:
     gradients: list[Tensor]
     pairs: Pairs
     hardness: Hardness
+    back: Pairs | None = None
 
-    def hardest_negative(self) -> Tensor:
-        """(A,) the similarity of each anchor's hardest negative before mixing; -inf where it has none."""
-        hardest = torch.full((self.pairs.shape[0],), -torch.inf)
+    @property
+    def tables(self) -> tuple[Pairs, ...]:
+        """The tables before mixing."""
+        return (self.pairs,) if self.back is None else (self.pairs, self.back)
+
+    def hardest_negative(self, kind: Made) -> Tensor | None:
+        """(A,) the similarity of the hardest negative, before mixing, of each anchor of a kind of mixture.
+
+        -inf where an anchor has none; None where a kind's anchors are in no table, as they are mixtures themselves.
+        """
+        for table in self.tables:
+            if same_vectors(kind.anchors, table.anchors):
+                return _hardest(table.real, dim=1)
         for block in self.pairs.real:
-            like = block.similarity.detach()
-            target, weight = (torch.as_tensor(cells).expand_as(like) for cells in (block.target, block.weight))
-            if like.shape[1]:
-                cells = torch.where((target == 0) & (weight > 0), like, -torch.inf)
-                hardest = torch.maximum(hardest, cells.amax(dim=1).float())
-        return hardest
+            if same_vectors(kind.anchors, block.candidates):  # proxies, as a deep mixture's anchors
+                return _hardest((block,), dim=0)
+        return None
+
+    def harder(self, kind: Made) -> float | None:
+        """The share of a kind's mixtures that are more similar to their anchor than its hardest negative.
+
+        None where there is no mixture, or no negative before mixing to compare with.
+        """
+        hardest, counts = self.hardest_negative(kind), kind.weight > 0
+        if hardest is None or not bool(counts.any()):
+            return None
+        return float((kind.similarity > hardest[:, None])[counts].float().mean())
 
     def false_negatives(self, kind: Made) -> FalseNegatives | None:
         """How many mixtures of a kind are negatives made of the anchor's own class.
 
-        None where they are no negatives, or where the classes are not known.
+        Labels of two columns are of an image's group and a caption; who shares either belongs together. None where
+        they are no negatives, or where the classes are not known.
         """
         known = [part for part in kind.parents if part.labels is not None and part.name != "anchor"]
         labels = kind.anchor_labels
         keep = (kind.target == 0) & (kind.weight > 0)
-        if labels is None or labels.is_floating_point() or labels.ndim > 1 or not known or not bool(keep.any()):
+        if labels is None or labels.is_floating_point() or not known or not bool(keep.any()):
             return None
+        if labels.ndim > 1:
+            return _false_pairs(labels, known, keep)
         if all(bool((part.labels == -1).all()) for part in known) or bool((labels == -1).all()):
             return None
         return false_negatives(labels, known[0].labels, *(part.rows for part in known), keep=keep)
@@ -92,7 +114,7 @@ def explain(
         criterion: a loss, or mixers around one.
         inputs: what it is called with.
         classes: (B,) integers of the batch, -1 where unknown, where the criterion is not called with them: they tell
-            which mixtures are false negatives.
+            which mixtures are false negatives. Of images and texts (B, 2): the image's group and the caption.
         generator: of the draw; None: torch's own.
 
     Raises:
@@ -128,14 +150,14 @@ def _explain(criterion, inputs, classes: Tensor | None, generator: torch.Generat
         encoder, batch, labels = inputs
         draw = criterion.draw(labels, generator)
         embeddings, mixed = criterion.embed(copy.deepcopy(encoder), batch, draw)
-        pairs = criterion.loss.tables(embeddings, labels)[0]
+        pairs, *back = criterion.loss.tables(embeddings, labels)
         table = criterion.mix(pairs, labels, mixed, draw)
         kinds += of_deep(criterion, pairs, table, labels, mixed, draw)
         reads.append(Read(table, criterion.weight, (True,) * len(table.blocks)))
         inner = criterion.loss
     else:
-        pairs, inner = criterion.tables(*inputs)[0], criterion
-    pairs = _with_classes(pairs, classes)
+        (pairs, *back), inner = criterion.tables(*inputs), criterion
+    pairs, *back = (_with_classes(table, classes) for table in (pairs, *back))
     _walk(inner, pairs, reads, kinds, generator)
     tables, factors = [read.pairs for read in reads], [read.factor for read in reads]
     loss = innermost(criterion.loss if isinstance(criterion, DeepMetrix) else criterion)
@@ -160,7 +182,7 @@ def _explain(criterion, inputs, classes: Tensor | None, generator: torch.Generat
     shares = [_of_kind(kind, reads, gradients).abs() / whole for kind in kinds]
     return Explanation(
         written(criterion), value, _of_loss(loss, reads, value), of_mixtures / whole, kinds, shares, pairs,
-        _hardness(pairs, kinds),
+        _hardness(pairs, kinds), back[0] if back else None,
     )  # fmt: skip
 
 
@@ -198,13 +220,44 @@ def _walk(
 
 def _with_classes(pairs: Pairs, classes: Tensor | None) -> Pairs:
     """The table with the classes that its constructor did not ask for: of two views, or of queries and queued keys."""
-    if classes is None or pairs.anchor_labels is not None:
+    if classes is None or pairs.anchor_labels is not None and classes.ndim == 1:
         return pairs
+    if classes.ndim > 1:  # tells more than groups alone, which a queue's labels are
+        if len(classes) != len(pairs.anchors):
+            return pairs
+        width = pairs.blocks[0].similarity.shape[1]
+        return replace(pairs, anchor_labels=classes, candidate_labels=classes if width == len(classes) else None)
     times = len(pairs.anchors) // len(classes)
     labels, width = classes.repeat(times), pairs.blocks[0].similarity.shape[1]
     if width == len(labels):
         return replace(pairs, anchor_labels=labels, candidate_labels=labels)
     return replace(pairs, anchor_labels=labels)
+
+
+def same_vectors(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors are of the same anchors."""
+    return first.shape == second.shape and torch.equal(first, second.detach())
+
+
+def _hardest(blocks: tuple[Block, ...], dim: int) -> Tensor:
+    """The most similar negative of each row (dim 1) of blocks beside each other, or of each column (dim 0) of one."""
+    parts = []
+    for block in blocks:
+        like = block.similarity.detach()
+        negative = (dense(block.target, like) == 0) & (dense(block.weight, like) > 0)
+        cells = torch.where(negative, like, -torch.inf)
+        parts.append(cells if cells.shape[dim] else cells.new_full((len(cells), 1), -torch.inf))
+    return torch.cat(parts, dim=1).amax(dim=dim)
+
+
+def _false_pairs(labels: Tensor, parents: list[Parent], keep: Tensor) -> FalseNegatives:
+    """The same of (A, L) labels, of which one in common is enough."""
+    same = torch.stack(
+        [(part.labels[part.rows] == labels[:, None]).any(dim=-1) for part in parents]
+    )[:, keep]  # (parents, mixtures)
+    return FalseNegatives(
+        same.any(dim=0).double().mean().item(), same.all(dim=0).double().mean().item(), int(keep.sum())
+    )
 
 
 def _of_kind(kind: Made, reads: list[Read], gradients: list[list[Tensor]]) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mixcontrast.explanation.batch import Explanation
+from mixcontrast.explanation.batch import Explanation, same_vectors
 
 NEAREST = 150  # real columns that are shown, the nearest
 
@@ -36,20 +37,22 @@ class View:
 
     Attributes:
         anchor: which row.
-        label: its class or value; None where unknown.
+        of: what it is: "anchor", or "image" or "text" where a loss is read both ways.
+        label: its class, caption or value; None where unknown.
         positives: (P, 2).
         negatives: (N, 2) the nearest ones.
         kinds: the mixtures.
     """
 
     anchor: int
+    of: str
     label: float | None
     positives: Tensor
     negatives: Tensor
     kinds: list[Kind]
 
 
-def view_from(found: Explanation, anchor: int, most: int = 12) -> View:
+def view_from(found: Explanation, anchor: int, most: int = 12, *, back: bool = False) -> View:
     """The sphere around an anchor, azimuthal and equidistant: radius `arccos(similarity)`, direction that of the
     tangent vector in the plane in which the mixtures' parents spread most (their first two principal components).
 
@@ -57,16 +60,19 @@ def view_from(found: Explanation, anchor: int, most: int = 12) -> View:
         found: a batch explained.
         anchor: a row of its table.
         most: mixtures of each kind that are shown, those of the largest share of the gradient.
+        back: the anchor is a text, and its candidates are images; else it is an anchor of the table as it is called.
 
     Raises:
-        ValueError: a row that there is not.
+        ValueError: a row that there is not, or a way back that there is not.
     """
-    pairs = found.pairs
+    if back and found.back is None:
+        raise ValueError(f"A loss that is read both ways has a way back. Got {found.criterion}; leave back out.")
+    pairs = found.back if back else found.pairs
     if not 0 <= anchor < pairs.shape[0]:
         raise ValueError(f"`anchor` must be a row of the batch, 0 to {pairs.shape[0] - 1}. Got {anchor}.")
     chosen = []
     for kind, share in zip(found.kinds, found.gradients, strict=True):
-        if len(kind.anchors) != pairs.shape[0] or not _same_space(kind.anchors, pairs.anchors):
+        if not same_vectors(kind.anchors, pairs.anchors):
             continue  # anchors of another tower, mixtures themselves, or proxies
         counts = kind.weight[anchor] > 0
         order = torch.where(counts, share[anchor], -1.0).argsort(descending=True)[: min(most, int(counts.sum()))]
@@ -104,21 +110,45 @@ def view_from(found: Explanation, anchor: int, most: int = 12) -> View:
         mixtures = flat(torch.nn.functional.normalize(kind.vectors(anchor)[order], dim=1))
         kinds.append(Kind(kind.kind, mixtures, parents, kind.similarity[anchor][order]))
     label = None if pairs.anchor_labels is None else pairs.anchor_labels[anchor]
+    if label is not None and label.ndim and not label.is_floating_point():
+        label = label[-1]  # the caption
     value = float(label) if label is not None and label.ndim == 0 else None
-    return View(anchor, value, flat(candidates[positives]), flat(candidates[negatives]), kinds)
+    of = "anchor" if found.back is None else "text" if back else "image"
+    return View(anchor, of, value, flat(candidates[positives]), flat(candidates[negatives]), kinds)
+
+
+def views_of(found: Explanation, anchors: Sequence[int]) -> tuple[list[View], list[tuple[str, float]]]:
+    """The spheres around up to two anchors, and what is on neither.
+
+    Where a loss is read both ways and some mixtures have texts for anchors, one of the two is a text.
+
+    Returns:
+        The views, and of each kind of mixture that has other anchors its name and its share of the gradient.
+    """
+    if found.back is not None and any(same_vectors(kind.anchors, found.back.anchors) for kind in found.kinds):
+        views = [view_from(found, anchors[0]), view_from(found, anchors[0], back=True)]
+    else:
+        views = [view_from(found, anchor) for anchor in anchors[:2]]
+    shown = {kind.name for view in views for kind in view.kinds}
+    left_out = [
+        (kind.kind, float(share.sum()))
+        for kind, share in zip(found.kinds, found.gradients, strict=True)
+        if kind.kind not in shown
+    ]
+    return views, left_out
 
 
 def most_moved(found: Explanation, count: int) -> list[int]:
-    """The rows whose mixtures carry the most of the gradient, most first."""
-    rows = found.pairs.shape[0]
-    shares = [share.sum(dim=1) for share in found.gradients if len(share) == rows]
+    """The rows of the table whose mixtures carry the most of the gradient, most first."""
+    rows, anchors = found.pairs.shape[0], found.pairs.anchors
+    shares = [
+        share.sum(dim=1)
+        for kind, share in zip(found.kinds, found.gradients, strict=True)
+        if same_vectors(kind.anchors, anchors)
+    ]
     if not shares:
         return list(range(min(count, rows)))
     return torch.stack(shares).sum(dim=0).argsort(descending=True)[:count].tolist()
-
-
-def _same_space(first: Tensor, second: Tensor) -> bool:
-    return first.shape == second.shape and torch.equal(first, second.detach())
 
 
 def _is_point(name: str) -> bool:

@@ -16,48 +16,52 @@ def of_geodesic(mixer: GeodesicMixup, pairs: Pairs, draw: GeodesicDraw, mixed: d
     """The four terms as they stand from images to texts.
 
     V-Mix is turned, so that its mixtures are columns: the anchors are the texts. VL-Mix compares mixtures with
-    mixtures: its anchors are those of the images.
+    mixtures: its anchors are those of the images, which have no class of their own.
     """
     images, texts = pairs.anchors.detach(), pairs.blocks[0].candidates.detach()
+    labels = pairs.anchor_labels
     own = torch.arange(len(images), device=images.device)[None]
     found = []
     for name, table in mixed.items():
         block, lam = table.blocks[0], getattr(draw, name).expand(1, len(images))
         if name == "m2":
-            parents = mixed_parents(("image", images, own, None), ("its text", texts, own, None), lam,
+            parents = mixed_parents(("image", images, own, labels), ("its text", texts, own, labels), lam,
                                     mixer.interpolation)  # fmt: skip
-            found.append(_wide("m2-Mix", images, parents, block, lam))
+            found.append(_wide("m2-Mix", images, labels, parents, block, lam))
             continue
-        of_images = _with_reverse("image", images, own, lam, mixer)
-        of_texts = _with_reverse("text", texts, own, lam, mixer)
+        of_images = _with_reverse("image", images, own, labels, lam, mixer)
+        of_texts = _with_reverse("text", texts, own, labels, lam, mixer)
         if name == "v":
             turned = Block(block.similarity.mT, dense(block.target, block.similarity).mT, 1.0)
-            found.append(_wide("V-Mix", texts, of_images, turned, lam, of=block))
+            found.append(_wide("V-Mix", texts, labels, of_images, turned, lam, of=block))
         elif name == "l":
-            found.append(_wide("L-Mix", images, of_texts, block, lam))
+            found.append(_wide("L-Mix", images, labels, of_texts, block, lam))
         else:
             mixtures = sum(part.share[0][:, None] * part.vectors[part.rows[0]] for part in of_images)
-            found.append(_wide("VL-Mix", mixtures, of_texts, block, lam))
+            found.append(_wide("VL-Mix", mixtures, None, of_texts, block, lam))
     return found
 
 
-def _with_reverse(name: str, features: Tensor, own: Tensor, lam: Tensor, mixer: GeodesicMixup) -> tuple[Parent, Parent]:
-    return mixed_parents(
-        (name, features, own, None), (f"{name} in reverse", features, own.flip(1), None), lam, mixer.interpolation
-    )
+def _with_reverse(
+    name: str, features: Tensor, own: Tensor, labels: Tensor | None, lam: Tensor, mixer: GeodesicMixup
+) -> tuple[Parent, Parent]:
+    reverse = (f"{name} in reverse", features, own.flip(1), labels)
+    return mixed_parents((name, features, own, labels), reverse, lam, mixer.interpolation)
 
 
 def _wide(
-    kind: str, anchors: Tensor, parents: tuple[Parent, Parent], block: Block, lam: Tensor, of: Block | None = None
-) -> Made:
+    kind: str, anchors: Tensor, labels: Tensor | None, parents: tuple[Parent, Parent], block: Block, lam: Tensor,
+    of: Block | None = None,
+) -> Made:  # fmt: skip
     """Mixtures that all anchors share."""
     shape = block.similarity.shape
     parents = tuple(
-        Parent(part.name, part.vectors, part.rows.expand(shape), part.share.expand(shape)) for part in parents
+        Parent(part.name, part.vectors, part.rows.expand(shape), part.share.expand(shape), part.labels)
+        for part in parents
     )
     cells = (block, slice(None), False) if of is None else (of, slice(None), True)
     return Made(
-        kind, anchors, None, parents, block.similarity.detach(), dense(block.target, block.similarity),
+        kind, anchors, labels, parents, block.similarity.detach(), dense(block.target, block.similarity),
         dense(block.weight, block.similarity), lam.expand(shape), cells,
     )  # fmt: skip
 

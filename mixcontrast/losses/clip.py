@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixcontrast.cells import Both, Diagonal, Match, Rule
+from mixcontrast.cells import Diagonal, Linked, Match, Rule
 from mixcontrast.checks import reads_values
 from mixcontrast.losses.base import Batch, Loss, Part, positive_number
 from mixcontrast.losses.both_ways import ReverseMix, cross_entropy_both_ways, cross_entropy_of_features
@@ -39,7 +39,9 @@ class ClipLoss(Loss):
         label_smoothing: the share of each row's target, in [0, 1), that is spread evenly over its columns: a remedy for
             the over-confidence of fine-tuning, before weights are averaged.
 
-    Queues made with `labels=True` leave out keys of a pair's own label, and need the labels at each call, one a pair.
+    With labels the queues keep them too, `KeyQueue(size, dim, labels=True)` of one a pair, `labels=2` of (A, 2), and
+    keys that belong to an anchor are left out: by `pairs_that_match` among the pairs of batch and queue, and of the
+    anchor's own tower those of its image's or its caption's number. Such queues need labels at each call.
 
     Source: Radford et al., ICML 2021, arXiv 2103.00020; equal to open_clip's ClipLoss. Differs: queues, same-modality
     negatives, labels and smoothing, which open_clip does not have. Smoothing before averaging: Lin et al., ICLR 2024,
@@ -284,43 +286,47 @@ def _check_columns(image_queue: KeyQueue | None, text_queue: KeyQueue | None, te
 def _with_more_columns(loss: ClipLoss | SigLipLoss, plans: tuple[Plan, Plan], labels: Tensor | None):
     """The plans of both directions with the columns of the queues and of the anchors' own tower."""
     queues = {"image": loss.image_queue, "text": loss.text_queue}
-    for queue in queues.values():
-        if queue is not None and queue.label_buffer is not None and labels is not None and labels.ndim != 1:
-            raise ValueError(
-                f"A queue keeps one label a key. Got labels {tuple(labels.shape)}; number the groups of pairs that "
-                "belong together, or make queues without labels."
-            )
     made = []
     for plan, own, other in zip(plans, ("image", "text"), ("text", "image"), strict=True):
         anchors, columns = plan.anchors, []
         if queues[other] is not None and queues[other].fill:
-            columns.append(queues[other].negatives(anchors, _labels_for(queues[other], labels)))
+            negatives = queues[other].negatives(anchors, labels)
+            if labels is not None and labels.ndim == 2:
+                numbers = ("image", "text").index(own), ("image", "text").index(other)
+                negatives = replace(negatives, weight=_not_linked(labels, queues[other].labels, *numbers))
+            columns.append(negatives)
         if loss.same_modality:
             of_own = [Columns(anchors, 0.0, _apart(anchors, labels))]
             if queues[own] is not None and queues[own].fill:
-                of_own.append(queues[own].negatives(anchors, _labels_for(queues[own], labels)))
+                of_own.append(queues[own].negatives(anchors, labels))
             columns += [replace(c, same_modality=True, temperature=loss.same_modality_temperature) for c in of_own]
         made.append(plan.append(*columns))
     made[1] = replace(made[1], back_of=made[0])
     if loss.training:
         for name, plan in zip(("image", "text"), plans, strict=True):
             if queues[name] is not None:
-                queues[name].enqueue_after(plan.anchors, _labels_for(queues[name], labels))
+                queues[name].enqueue_after(plan.anchors, labels)
     return tuple(made)
 
 
-def _labels_for(queue: KeyQueue, labels: Tensor | None) -> Tensor | None:
-    """Labels sort out a batch's pairs even where a queue keeps none."""
-    return labels if queue.label_buffer is not None else None
+def _not_linked(labels: Tensor, held: Tensor, mine: int, theirs: int) -> Rule:
+    """Which keys are negatives: those that no pair of batch or queue joins to the anchor, as in the batch.
+
+    Args:
+        labels: (A, 2) of the batch.
+        held: (K, 2) of the keys.
+        mine: the place of the anchors' number, 0 of images and 1 of captions.
+        theirs: of the keys'.
+    """
+    pairs = torch.cat([labels, held])
+    return Linked(labels[:, mine], held[:, theirs], (pairs[:, mine], pairs[:, theirs]), linked=False)
 
 
 def _apart(anchors: Tensor, labels: Tensor | None) -> Rule:
     """Which of the same tower are negatives: not itself, nor any that shares its image or caption."""
     if labels is None:
         return Diagonal(anchors, on=False)
-    columns = [labels] if labels.ndim == 1 else list(labels.unbind(1))
-    apart = [Match(column, column, equal=False) for column in columns]
-    return apart[0] if len(apart) == 1 else Both(*apart)
+    return Match(labels, labels, equal=False)
 
 
 def _one_table(tables: Sequence[Pairs]) -> bool:

@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 
 from mixcontrast.explanation import Explanation, Made
-from mixcontrast.explanation.sphere import View, view_from
+from mixcontrast.explanation.sphere import View, views_of
 from mixcontrast.files import write_whole
 from mixcontrast.report.figures import PAPER, Palette, printable, save
 
@@ -24,18 +24,17 @@ def kinds_table(found: Explanation) -> tuple[list[str], list[list[str]]]:
     """Header and a row a kind: how many, how similar, how often harder and how often false, and its share of the
     gradient."""
     header = ["mixtures", "each", "similarity", "hardest", "false", "gradient"]
-    hardest = found.hardest_negative()
     rows = []
     for kind, share in zip(found.kinds, found.gradients, strict=True):
         counts = kind.weight > 0
         false = found.false_negatives(kind)
-        harder = "" if len(kind.anchors) != len(hardest) else f"{_share_above(kind, hardest):.1%}"
+        harder = found.harder(kind)
         rows.append(
             [
                 kind.kind,
                 f"{counts.sum().item() / len(counts):.1f}",
                 f"{kind.similarity[counts].mean():.3f}" if bool(counts.any()) else "",
-                harder,
+                "" if harder is None else f"{harder:.1%}",
                 "" if false is None else f"{false.any:.1%}",
                 f"{share.sum():.1%}",
             ]
@@ -51,7 +50,7 @@ def mixtures_table(
     Args:
         found: a batch explained.
         anchors: rows of its table.
-        names: of the classes; None: their numbers.
+        names: of the classes, or the captions; None: their numbers.
         most: of each anchor, those of the largest share of the gradient; None: all that count.
     """
     header = [
@@ -89,9 +88,9 @@ def _row(kind: Made, anchor: int, column: int, share: float, names: Sequence[str
 
 
 def _name(labels: torch.Tensor | None, row: int, names: Sequence[str] | None) -> str:
-    if labels is None or labels.ndim > 1:
+    if labels is None or labels.ndim > 1 and labels.is_floating_point():
         return ""
-    label = labels[row].item()
+    label = labels[row].reshape(-1)[-1].item()  # of a pair the caption
     if isinstance(label, float):
         return f"{label:g}"
     return "unknown" if label < 0 else names[label] if names and label < len(names) else str(label)
@@ -112,18 +111,28 @@ def write_csv(path: Path, header: list[str], rows: list[list[str]]) -> None:
 def write_picture(
     found: Explanation, anchors: Sequence[int], stem: Path, names: Sequence[str] | None = None
 ) -> list[Path]:
-    """The sphere around up to two anchors, and similarities of all kinds: `stem.png` and `stem.svg`."""
-    views = [view_from(found, anchor) for anchor in anchors[:2]]
+    """The sphere around up to two anchors, and similarities of all kinds: `stem.png` and `stem.svg`.
+
+    Mixtures whose anchors are neither (mixtures themselves, proxies) are named, with what they carry.
+    """
+    views, left_out = views_of(found, anchors)
     figure = Figure(figsize=(5.4 * len(views) + 5.6, 5.4), layout="constrained")
     panels = figure.subplots(1, len(views) + 1, width_ratios=[1] * len(views) + [1.05])
     for axes, view in zip(panels, views, strict=False):
         _draw_view(axes, view, names, PAPER)
     draw_hardness(panels[-1], found, PAPER)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 7), frameon=False, fontsize=8)
+    legend = {
+        label: handle
+        for panel in panels[: len(views)]
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        legend.values(), legend.keys(), loc="outside lower center", ncols=min(len(legend), 7), frameon=False, fontsize=8
+    )
     figure.suptitle(
         f"{found.criterion}: mixed columns carry {found.of_gradient:.0%} of the gradient by similarities"
         + (f" and {found.of_loss:.0%} of the loss" if math.isfinite(found.of_loss) else "")
+        + "".join(f"\nnot drawn, as its anchors are others: {kind}, {share:.0%} of it" for kind, share in left_out)
     )
     return save(figure, stem)
 
@@ -149,7 +158,7 @@ def _draw_view(axes, view: View, names: Sequence[str] | None, palette: Palette) 
     axes.scatter(*view.positives.T, s=34, facecolor="none", edgecolor=palette.ink, label="positives", zorder=5)
     axes.scatter([0], [0], marker="*", s=120, color=palette.ink, label="anchor", zorder=6)
     label = "" if view.label is None else f", {_title(view.label, names)}"
-    axes.set_title(f"around anchor {view.anchor}{label}", fontsize=10)
+    axes.set_title(f"around {view.of} {view.anchor}{label}", fontsize=10)
     axes.set_xlim(-reach, reach)
     axes.set_ylim(-reach, reach)
     axes.set_aspect("equal")
@@ -184,8 +193,3 @@ def draw_hardness(axes, found: Explanation, palette: Palette) -> None:
     axes.set_ylabel("density")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
-
-
-def _share_above(kind: Made, hardest: torch.Tensor) -> float:
-    counts = kind.weight > 0
-    return float((kind.similarity > hardest[:, None])[counts].float().mean())

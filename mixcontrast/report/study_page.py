@@ -8,9 +8,13 @@ from typing import Any
 from mixcontrast.files import write_whole
 from mixcontrast.report.figures import environment
 from mixcontrast.report.study_pictures import pictures_of
-from mixcontrast.study.answer import summary
+from mixcontrast.study.answer import duration, in_words, summary
 
 CELLS = ("mean", "low", "high")
+CHOICE = (
+    "What is chosen is taken as given: intervals leave out that another run of the grid might have chosen otherwise. "
+    "Where it lies at the edge of the grid, a wider one may find better."
+)
 
 
 def write_page(path: Path, answer: dict[str, Any], ran: dict[str, Any], title: str = "Does mixing help?") -> Path:
@@ -25,7 +29,8 @@ def write_page(path: Path, answer: dict[str, Any], ran: dict[str, Any], title: s
     pictures = pictures_of(answer, path.parent / "pictures")
     page = environment().get_template("study.html.jinja").render(
         title=title, answer=answer, summary=summary(answer), pictures=pictures, results=results_rows(answer),
-        why=why_rows(answer), kinds=kind_rows(answer), tuned=tuned_rows(answer), metrics=shown_metrics(answer),
+        why=why_rows(answer), kinds=kind_rows(answer), tuned=tuned_rows(answer), others=other_rows(answer),
+        costs=cost_rows(answer), took=duration(answer["time"]), choice=CHOICE,
         ran={name: value for name, value in ran.items() if value is not None},
     )  # fmt: skip
     write_whole(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
@@ -40,22 +45,36 @@ def shown_metrics(answer: dict[str, Any]) -> list[str]:
 
 
 def results_rows(answer: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row a criterion: its metrics, its difference to the baseline, what it costs."""
-    rows = []
+    """A row a criterion: the metric that is asked about, and its difference to the baseline."""
+    metric = answer["question"]["metric"]
     to_baseline = {d["criterion"]: d for d in answer["differences"] if d["against"] == answer["question"]["baseline"]}
-    for name, each in answer["criteria"].items():
-        cost = answer["costs"].get(name, {})
+    return [
+        {"name": name, "metric": interval_text(each["metrics"][metric]), "difference": to_baseline.get(name)}
+        for name, each in answer["criteria"].items()
+    ]
+
+
+def other_rows(answer: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and a row a criterion: the metrics that were not asked about."""
+    metrics = shown_metrics(answer)[1:]
+    rows = [
+        [name, *(interval_text(each["metrics"][metric]) for metric in metrics)]
+        for name, each in answer["criteria"].items()
+    ]
+    return ["criterion", *metrics], rows if metrics else []
+
+
+def cost_rows(answer: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and a row a criterion whose step was measured."""
+    rows = []
+    for name, cost in answer["costs"].items():
         seconds, memory = cost.get("seconds a step"), cost.get("peak memory")
-        rows.append(
-            {
-                "name": name,
-                "metrics": [interval_text(each["metrics"][metric]) for metric in shown_metrics(answer)],
-                "difference": to_baseline.get(name),
-                "milliseconds": "" if seconds is None else f"{1e3 * seconds:.1f}",
-                "memory": "" if memory is None else f"{memory / 2**20:.0f}",
-            }
-        )
-    return rows
+        if seconds is not None or memory is not None:
+            rows.append(
+                [name, "" if seconds is None else f"{1e3 * seconds:.1f}",
+                 "" if memory is None else f"{memory / 2**20:.1f}"]
+            )  # fmt: skip
+    return ["criterion", "ms a step", "MB a step"], rows
 
 
 def why_rows(answer: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -94,18 +113,17 @@ def kind_rows(answer: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def tuned_rows(answer: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and a row a criterion: what was chosen, what it reached, and how many points were stopped."""
+    """Header and a row a criterion: what was chosen, what of it at an edge, what it reached, how many were stopped."""
     rows = []
     for name, each in answer["criteria"].items():
         trials = each["tuning"]
-        point = ", ".join(f"{knob.replace('_', ' ')} {value:g}" for knob, value in each["tuned"].items())
         best = next(trial for trial in trials if trial["point"] == each["tuned"] and trial["state"] == "finished")
         value = best["looks"][max(best["looks"], key=int)]
         stopped = sum(trial["state"] == "stopped" for trial in trials)
         failed = sum(trial["state"] == "failed" for trial in trials)
         tried = f"{len(trials)} points, {stopped} stopped early" + (f", {failed} failed" if failed else "")
-        rows.append([name, point, f"{value:.4f}", tried])
-    return ["criterion", "chosen", "there", "tried"], rows
+        rows.append([name, in_words(each["tuned"]), in_words(each["at the edge"]), f"{value:.4f}", tried])
+    return ["criterion", "chosen", "at the edge of the grid", "there", "tried"], rows
 
 
 def interval_text(found: dict[str, float], form: str = ".4f") -> str:
@@ -127,17 +145,21 @@ def share_text(found: dict[str, float] | None) -> str:
 def answer_markdown(answer: dict[str, Any]) -> str:
     """The answer as Markdown: a summary, a sentence a comparison, and the tables."""
     question = answer["question"]
-    header = ["criterion", *shown_metrics(answer), "ms a step", "MB a step"]
-    rows = [[row["name"], *row["metrics"], row["milliseconds"], row["memory"]] for row in results_rows(answer)]
+    header = ["criterion", *shown_metrics(answer)]
+    rows = [
+        [name, *(interval_text(each["metrics"][metric]) for metric in header[1:])]
+        for name, each in answer["criteria"].items()
+    ]
+    took = duration(answer["time"])
     parts = [
         summary(answer),
         "\n".join(f"- {each['sentence']}" for each in answer["differences"]),
         *(f"{name} could not be trained: {line}" for name, line in answer["failed"].items()),
         f"Means of {question['seeds']} paired seeds on {question['queries']:,} queries; [95% intervals] are over seeds "
         f"and {question['groups of queries']:,} groups of queries. {question['metric']} is better where it is "
-        f"{question['better']}.",
+        f"{question['better']}." + (f" It took {took}." if took else ""),
         table(header, rows),
-        "Chosen on the validation part, one run a point with a seed that is not judged:",
+        f"Chosen on the validation part, one run a point with a seed that is not judged. {CHOICE}",
         table(*tuned_rows(answer)),
         "Why, mean and standard deviation over seeds; similarities of a batch of training and embeddings of the test "
         "part, at the best checkpoint:",
@@ -145,6 +167,8 @@ def answer_markdown(answer: dict[str, Any]) -> str:
     ]
     if kind_rows(answer)[1]:
         parts.append(table(*kind_rows(answer)))
+    if cost_rows(answer)[1]:
+        parts += ["What a step costs, forward, backward and the optimizer's:", table(*cost_rows(answer))]
     return "\n\n".join(parts) + "\n"
 
 

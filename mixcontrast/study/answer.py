@@ -10,7 +10,7 @@ import numpy as np
 from mixcontrast.retrieval import SeededMean, SeededRuns, holm, mean_of_seeds, seeds_that_tell
 from mixcontrast.retrieval.results import SMALLER_IS_BETTER
 from mixcontrast.study.plan import Arm, Plan
-from mixcontrast.study.work import cost_file, read, run_folder, tuned_file
+from mixcontrast.study.work import cost_file, read, run_folder, time_taken, tuned_file
 
 SIGNIFICANCE = 0.05
 
@@ -51,6 +51,10 @@ def answer_of(plan: Plan, folder: Path, seeds: int) -> dict[str, Any]:
         _difference(plan, arm, other, mean, p, runs, len(means), seeds)
         for (arm, other), mean, p in zip(comparisons, means, corrected, strict=True)
     ]
+    tuned = {arm.name: read(tuned_file(folder, arm)) for arm in kept}
+    edges = {arm.name: at_the_edge(arm, tuned[arm.name]["point"]) for arm in kept}
+    for each in differences:
+        each["sentence"] += edge_sentence({name: edges[name] for name in (each["criterion"], each["against"])})
     return {
         "question": {
             "metric": plan.metric, "better": "lower" if plan.metric in SMALLER_IS_BETTER else "higher",
@@ -59,11 +63,12 @@ def answer_of(plan: Plan, folder: Path, seeds: int) -> dict[str, Any]:
             "epochs": plan.baseline.recipe.get("trainer", {}).get("max_epochs", 20),
         },
         "criteria": {
-            arm.name: _criterion(plan, arm, runs[arm.name], reasons[arm.name], read(tuned_file(folder, arm)))
+            arm.name: _criterion(runs[arm.name], reasons[arm.name], tuned[arm.name]) | {"at the edge": edges[arm.name]}
             for arm in kept
         },
         "differences": differences,
         "failed": failed,
+        "time": time_taken(plan, folder, seeds),
         "costs": {arm.name: read(file) for arm in kept for file in [cost_file(folder, arm)] if file.exists()},
     }  # fmt: skip
 
@@ -72,9 +77,45 @@ def _failure(of_seeds: list[dict[str, Any]]) -> str | None:
     return next((each["failed"] for each in of_seeds if "failed" in each), None)
 
 
-def _criterion(
-    plan: Plan, arm: Arm, runs: SeededRuns, reasons: list[dict[str, Any]], tuned: dict[str, Any]
-) -> dict[str, Any]:
+def at_the_edge(arm: Arm, point: dict[str, float]) -> dict[str, float]:
+    """What was chosen of an arm at the least or greatest value that was tried: beyond it may be better."""
+    return {
+        knob.name: point[knob.name]
+        for knob in arm.knobs
+        if len(knob.values) > 1 and point[knob.name] in (min(knob.values), max(knob.values))
+    }
+
+
+def edge_sentence(edges: dict[str, dict[str, float]]) -> str:
+    """What stands behind a comparison's sentence where one of the two was chosen at the edge of its grid."""
+    told = [f"{in_words(chosen)} of {name}" for name, chosen in edges.items() if chosen]
+    return f" Chosen at the edge of the grid: {'; '.join(told)}." if told else ""
+
+
+def in_words(point: dict[str, float]) -> str:
+    """`learning rate 0.001, temperature 0.1`."""
+    return ", ".join(f"{knob.replace('_', ' ')} {value:g}" for knob, value in point.items())
+
+
+def duration(time: dict[str, Any] | None) -> str | None:
+    """How long a study took, in words; None where it is not known.
+
+    >>> duration({"busy seconds": 900.0, "wall seconds": 470.0, "at once": 2})
+    '8 minutes, with up to 2 processes at once'
+    """
+    if time is None:
+        return None
+    seconds = time["wall seconds"]
+    for size, unit in ((3600, "hour"), (60, "minute"), (1, "second")):
+        if seconds >= 1.5 * size or size == 1:
+            number = round(seconds / size)
+            shown = f"{number} {unit}{'s' * (number != 1)}"
+            break
+    processes = "one process" if time["at once"] == 1 else f"up to {time['at once']} processes at once"
+    return f"{shown}, with {processes}"
+
+
+def _criterion(runs: SeededRuns, reasons: list[dict[str, Any]], tuned: dict[str, Any]) -> dict[str, Any]:
     return {
         "metrics": {metric: _mean(values, runs.groups) for metric, values in runs.values.items()},
         "each seed": {name: values.mean(axis=1).tolist() for name, values in runs.values.items()},

@@ -83,7 +83,8 @@ def arms_of(
     """The arms of a study, the baseline first.
 
     Args:
-        criteria: names, or mappings with `name`, `criterion` (class_path, init_args), and perhaps `grid` and `against`.
+        criteria: names, or mappings with `name`, `criterion` (class_path, init_args; by the name where left out), and
+            perhaps `grid`, which adds to or replaces parts of the common one, and `against`.
         baseline: a name among them; None: the first.
         recipe: that all share, without a criterion.
         grid: names of hyper-parameters to the values that are tried.
@@ -97,7 +98,7 @@ def arms_of(
     for entry in entries:
         if set(entry) - {"name", "criterion", "grid", "against"} or not isinstance(entry.get("name"), str):
             raise ValueError(
-                f"A criterion is a name, or has name, criterion, and perhaps grid and against. Got {', '.join(entry)}."
+                f"A criterion is a name, or has name, and perhaps criterion, grid and against. Got {', '.join(entry)}."
             )
     names = [entry["name"] for entry in entries]
     if len(names) < 2 or len(set(names)) < len(names):
@@ -116,7 +117,12 @@ def arms_of(
             key = key_of(full, name)
             if key is not None:
                 used.add(name)
-                knobs.append(Knob(name, key, tuple(float(value) for value in values)))
+                knobs.append(Knob(name, key, _values_of(name, values, entry["name"])))
+            elif name in entry.get("grid", {}):
+                raise ValueError(
+                    f"A criterion's own grid is of what it or the optimizer has. Got {name}, which {entry['name']} has "
+                    "not; leave it out."
+                )
         own = entry.get("against", _without_mixing(entry["name"], names))
         against = () if entry["name"] == baseline else tuple(dict.fromkeys([baseline, *([own] if own else [])]))
         arms.append(Arm(entry["name"], full, tuple(knobs), against))
@@ -130,6 +136,24 @@ def arms_of(
     if len(set(slugs)) < len(slugs):
         raise ValueError(f"Names of criteria must differ in letters or digits. Got {', '.join(names)}.")
     return tuple(arms)
+
+
+def _values_of(name: str, values: Any, criterion: str) -> tuple[float, ...]:
+    """The values of a grid, whole numbers as such.
+
+    Raises:
+        ValueError: no list of numbers.
+    """
+    try:
+        found = tuple(value if isinstance(value, int) else float(value) for value in values)
+    except (TypeError, ValueError):
+        found = ()
+    if not found:
+        raise ValueError(
+            f"A grid has a list of numbers for each name. Got {values!r} for {name} of {criterion}; write such as "
+            "{weight: [0.2, 0.4, 1.0]}."
+        )
+    return found
 
 
 def _without_mixing(name: str, names: list[str]) -> str | None:

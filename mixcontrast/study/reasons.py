@@ -52,7 +52,7 @@ def reasons_of(recipe: Path, run: Path, seed: int) -> dict[str, Any]:
     if module.criterion is not None:
         try:
             found |= _of_batch(explained_batch(module, data, seed=seed, trainer=ready.trainer.as_dict()))
-        except ValueError as error:
+        except (ValueError, TypeError) as error:  # TypeError: a mixer that it does not know
             found["not explained"] = str(error)
     return found
 
@@ -98,7 +98,6 @@ def _of_batch(found: Explanation) -> dict[str, Any]:
     parts = {"positives": found.hardness.positive, "negatives": found.hardness.negative}
     if found.kinds:
         parts["mixtures"] = found.hardness.mixtures
-    hardest = found.hardest_negative()
     kinds = []
     for kind, share in zip(found.kinds, found.gradients, strict=True):
         counts = kind.weight > 0
@@ -106,9 +105,9 @@ def _of_batch(found: Explanation) -> dict[str, Any]:
         entry: dict[str, Any] = {"kind": kind.kind, "share of the gradient": float(share.sum())}
         if bool(counts.any()):
             entry |= {"an anchor": int(counts.sum()) / len(counts), "similarity": float(kind.similarity[counts].mean())}
-            if len(hardest) == len(counts):
-                harder = kind.similarity > hardest[:, None]
-                entry["harder than the hardest"] = float(harder[counts].float().mean())
+            harder = found.harder(kind)
+            if harder is not None:
+                entry["harder than the hardest"] = harder
         if false is not None:
             entry["false negatives"] = false.any
         kinds.append(entry)

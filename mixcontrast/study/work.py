@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from mixcontrast.files import write_json
 from mixcontrast.study.plan import Arm, Plan
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 WAIT = 0.5  # seconds between looks at what others do
 
 
@@ -80,6 +81,36 @@ def cost_file(folder: Path, arm: Arm) -> Path:
 def tuned_recipe(folder: Path, arm: Arm) -> Path:
     """The arm's recipe as it was tuned."""
     return folder / "recipes" / f"{arm.slug}.yaml"
+
+
+def time_file(folder: Path, name: str) -> Path:
+    """When a unit was begun and ended."""
+    return folder / "times" / f"{name}.json"
+
+
+def time_taken(plan: Plan, folder: Path, seeds: int) -> dict[str, float | int] | None:
+    """How long the units of a study took; None where none says.
+
+    What was lost by a kill is not in it: of a unit that was begun twice the second counts.
+
+    Returns:
+        `busy seconds`, those of all units together; `wall seconds`, in which at least one was worked at, so that a
+        study that lay still for a night is not said to have taken it; and `at once`, the most that were worked at
+        together.
+    """
+    files = [time_file(folder, unit.name) for unit in units_of(plan, folder, seeds)]
+    spans = sorted((found["began"], found["ended"]) for found in (read(file) for file in files if file.exists()))
+    if not spans:
+        return None
+    wall, until = 0.0, spans[0][0]
+    for began, ended in spans:
+        wall += max(ended - max(began, until), 0.0)
+        until = max(until, ended)
+    return {
+        "busy seconds": sum(ended - began for began, ended in spans),
+        "wall seconds": wall,
+        "at once": max(sum(began <= start < ended for began, ended in spans) for start, _ in spans),
+    }
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -168,8 +199,10 @@ def _did(unit: Unit, folder: Path, units: list[Unit]) -> bool:
         with FileLock(folder / "locks" / f"{unit.name}.lock", timeout=0):
             if unit.result.exists():
                 return False
+            began = time.time()
             with _logged(folder / "logs" / f"{unit.name}.log"):
                 unit.do()
+            write_json(time_file(folder, unit.name), {"began": began, "ended": time.time()})
     except Timeout:
         return False
     done = sum(each.result.exists() for each in units)
@@ -185,18 +218,47 @@ def _logged(file: Path) -> Iterator[None]:
         yield
 
 
+def visible_devices() -> list[str]:
+    """The CUDA devices that this process may use, as $CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    named = os.environ.get(VISIBLE)
+    if named is None:
+        return [str(number) for number in range(torch.cuda.device_count())]
+    return [device.strip() for device in named.split(",") if device.strip()][: torch.cuda.device_count()]
+
+
+def one_device_each(processes: int, devices: Sequence[str]) -> list[str | None]:
+    """The device that each process sees, in turn; None, as it is, where there are not two.
+
+    >>> one_device_each(3, ["0", "2"])
+    ['0', '2', '0']
+    """
+    return [devices[number % len(devices)] if len(devices) > 1 else None for number in range(processes)]
+
+
+def _see(device: str | None) -> None:
+    if device is not None:
+        os.environ[VISIBLE] = device
+
+
 def work_together(folder: Path, seeds: int, processes: int, *, threads: int = 1, costs: bool = True) -> None:
     """The same in several processes, this one among them.
 
-    One that ends by an error is told of; what it had begun is done by another.
+    Where several CUDA devices can be seen, each process sees one of them. A process that ends by an error is told of;
+    what it had begun is done by another.
     """
     others, options = [], {"threads": threads, "costs": costs}
+    before = os.environ.get(VISIBLE)
     if processes > 1:
         os.environ |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore"}
         context = multiprocessing.get_context("spawn")
-        others = [context.Process(target=work, args=(folder, seeds), kwargs=options) for _ in range(processes - 1)]
-    for process in others:
-        process.start()
+        mine, *theirs = one_device_each(processes, visible_devices())
+        for device in theirs:  # a process that is spawned has the environment of that moment
+            _see(device)
+            others.append(context.Process(target=work, args=(folder, seeds), kwargs=options))
+            others[-1].start()
+        _see(mine)
     try:
         work(folder, seeds, **options)
     except BaseException:
@@ -206,5 +268,9 @@ def work_together(folder: Path, seeds: int, processes: int, *, threads: int = 1,
     finally:
         for process in others:
             process.join()
+        if before is None:
+            os.environ.pop(VISIBLE, None)
+        else:
+            os.environ[VISIBLE] = before
     if any(process.exitcode for process in others):
         print(f"A process ended by an error; another did what it had begun. See {folder}/logs.", file=sys.stderr)

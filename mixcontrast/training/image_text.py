@@ -14,10 +14,11 @@ from mixcontrast.cells import pairs_that_match
 from mixcontrast.data.pair_data import PairData
 from mixcontrast.distributed import Gathered
 from mixcontrast.files import write_whole
-from mixcontrast.losses import ClipLoss, Loss, SigLipLoss
+from mixcontrast.losses import Loss, SigLipLoss
 from mixcontrast.mixers import Mixer
 from mixcontrast.mixers.base import innermost
 from mixcontrast.models.towers import Towers
+from mixcontrast.queue import KeyQueue
 from mixcontrast.retrieval import Evaluation
 from mixcontrast.similarity import unit
 from mixcontrast.training.fitting import FitModule, at_a_log_step
@@ -33,8 +34,8 @@ class ImageText(FitModule):
 
     Args:
         encoder: the towers: mixcontrast.models.OpenClip, PackagedTowers or FeatureTowers.
-        criterion: ClipLoss, SigLipLoss, or mixers or losses around them. Labels that a queue of its keeps are the
-            images' groups.
+        criterion: ClipLoss, SigLipLoss, or mixers or losses around them. Its queues keep each key's group and caption,
+            whatever `labels` they were made with, so that no key that belongs to an anchor is a negative of it.
         optimizer: a class of torch.optim and its arguments; gains, biases and the scale do not decay.
         temperature: where the model's temperature begins; None: where the model has it.
         learn_temperature: it is trained; else it stays.
@@ -86,7 +87,9 @@ class ImageText(FitModule):
         self._of_all_ranks = (Gathered(criterion),)  # no part of this module: names in a checkpoint stay
         self.optimizer, self.warmup_epochs, self.cosine = optimizer, warmup_epochs, cosine
         self.max_logit_scale, self.head_only_steps = max_logit_scale, head_only_steps
-        self.by_group = _labelled_queue(criterion)
+        for part in criterion.modules():
+            if isinstance(part, KeyQueue):
+                part.keep_labels(2)
         if temperature is not None:
             nn.init.constant_(encoder.logit_scale, math.log(1 / temperature))
         encoder.logit_scale.requires_grad_(learn_temperature)
@@ -100,7 +103,6 @@ class ImageText(FitModule):
         image, text, scale, bias = self.encoder(images, texts)
         scale = scale.reshape(())  # some models have it in one dimension
         bias = None if bias is None else bias.reshape(())
-        labels = labels[:, 0] if self.by_group else labels
         loss = self._of_all_ranks[0](image, text, scale, bias, False, labels)
         self.log("loss", loss, prog_bar=True)
         if at_a_log_step(self.trainer):
@@ -170,13 +172,3 @@ def _check(encoder: Towers, criterion: Loss | Mixer) -> None:
         raise TypeError(
             "SigLipLoss needs a model with a bias. Got one without; give the encoder logit_bias: -10, as in the paper."
         )
-
-
-def _labelled_queue(criterion: nn.Module) -> bool:
-    """Whether a queue of a criterion keeps a label a key."""
-    for part in criterion.modules():
-        if isinstance(part, ClipLoss | SigLipLoss):
-            for queue in (part.image_queue, part.text_queue):
-                if queue is not None and queue.label_buffer is not None:
-                    return True
-    return False

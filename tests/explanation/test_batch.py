@@ -105,6 +105,74 @@ def test_both_towers_are_explained_from_images_to_texts():
     assert 0 < found.of_gradient < 1
 
 
+def hub_towers(count: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    """Texts crowd around one direction, and one image lies there too: each text's hardest negative is that image."""
+    image, text = (torch.randn(count, 6, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    text = text + 3 * torch.eye(6)[0]
+    image[0] = torch.eye(6)[0]
+    return nn.functional.normalize(image, dim=1), nn.functional.normalize(text, dim=1)
+
+
+@pytest.mark.parametrize("queued", [False, True])
+def test_mixtures_are_compared_with_the_hardest_negative_of_their_own_anchors(queued):
+    image, text = hub_towers()
+    queues, negatives = {}, {"image": text, "text": image}
+    if queued:
+        queues = {"image_queue": filled_with(-text), "text_queue": filled_with(image)}
+        negatives = {"image": torch.cat([text, image]), "text": torch.cat([image, -text])}
+    found = explain(GeodesicMixup(ClipLoss(**queues)), image, text, torch.tensor(20.0), generator=generator())
+    hardest = {}
+    for name, anchors in (("image", image), ("text", text)):
+        table = anchors @ negatives[name].T
+        hardest[name] = [max(float(table[i, j]) for j in range(table.shape[1]) if j != i) for i in range(len(anchors))]
+    anchors_of = {"m2-Mix": "image", "L-Mix": "image", "V-Mix": "text"}
+    shares = {}
+    for kind in found.kinds:
+        if kind.kind == "VL-Mix":
+            assert found.hardest_negative(kind) is None and found.harder(kind) is None
+            continue
+        mine = hardest[anchors_of[kind.kind]]
+        assert found.hardest_negative(kind).tolist() == pytest.approx(mine, abs=1e-6)
+        rows, columns = torch.nonzero(kind.weight > 0, as_tuple=True)
+        above = sum(float(kind.similarity[r, c]) > mine[r] for r, c in zip(rows, columns, strict=True))
+        shares[kind.kind] = above / len(rows)
+        assert found.harder(kind) == pytest.approx(shares[kind.kind], abs=0.02)
+    if not queued:  # by the images' rows it would be another
+        (kind,) = (kind for kind in found.kinds if kind.kind == "V-Mix")
+        wrong = (kind.similarity > torch.tensor(hardest["image"])[:, None])[kind.weight > 0].float().mean()
+        assert abs(float(wrong) - shares["V-Mix"]) > 0.1
+
+
+def filled_with(keys: torch.Tensor) -> KeyQueue:
+    queue = KeyQueue(len(keys), keys.shape[1])
+    queue.enqueue(keys)
+    return queue
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_false_negatives_of_pairs_share_an_image_or_a_caption(read):
+    labels = torch.tensor([[0, 5], [0, 6], [1, 5], [2, 7], [3, 8], [4, 9]])
+    image, text = (nn.functional.normalize(embeddings(6, seed).detach(), dim=1) for seed in (1, 2))
+    inputs = (image, text, torch.tensor(20.0), None, False, *((labels,) if read else ()))
+    found = explain(GeodesicMixup(ClipLoss()), *inputs, classes=labels, generator=generator())
+    for kind in found.kinds:
+        share = found.false_negatives(kind)
+        if kind.kind == "VL-Mix":  # its anchors are mixtures
+            assert share is None
+            continue
+        cells = torch.nonzero((kind.target == 0) & (kind.weight > 0)).tolist()
+        of_anchor = []
+        for row, column in cells:
+            parents = [labels[part.rows[row, column]].tolist() for part in kind.parents]
+            mine = labels[row].tolist()
+            of_anchor.append([one[0] == mine[0] or one[1] == mine[1] for one in parents])
+        assert share.count == len(cells)
+        assert share.any == pytest.approx(sum(any(each) for each in of_anchor) / len(cells))
+        assert share.all == pytest.approx(sum(all(each) for each in of_anchor) / len(cells))
+        assert (share.any == 0) == read
+    assert explain(GeodesicMixup(ClipLoss()), *inputs[:3]).false_negatives(found.kinds[0]) is not None
+
+
 @pytest.mark.parametrize("loss", [MultiSimilarityLoss, lambda: ProxyNCALoss(4, DIM), lambda: ProxyAnchorLoss(4, DIM)])
 @pytest.mark.parametrize("layer", ["1", None])
 def test_mixtures_at_a_layer_are_what_the_rest_of_the_network_makes(loss, layer):

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from mixcontrast import InfoNCE, Metrix, MoCHi, MultiSimilarityLoss, SupConLoss, SynCo
+from mixcontrast import ClipLoss, GeodesicMixup, InfoNCE, Metrix, MoCHi, MultiSimilarityLoss, SupConLoss, SynCo
 from mixcontrast.explanation import explain
-from mixcontrast.explanation.sphere import most_moved, view_from
+from mixcontrast.explanation.sphere import most_moved, view_from, views_of
 from mixcontrast.report.explained import kinds_table, mixtures_table, write_csv, write_picture
 from mixcontrast.report.figures import printable
 
@@ -94,6 +94,37 @@ def test_pictures_are_written_for_papers(name, tmp_path):
     paths = write_picture(found, [0, 5], tmp_path / "sphere", ["a", "\U0001f6e1", "c", "d"])
     assert [path.name for path in paths] == ["sphere.png", "sphere.svg"]
     assert paths[0].read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and "around anchor 0, a" in paths[1].read_text()
+
+
+def towers():
+    z = nn.functional.normalize(torch.randn(2, 8, 6, generator=torch.Generator().manual_seed(3)), dim=2)
+    labels = torch.stack([torch.arange(8), torch.arange(8).flip(0)], dim=1)
+    criterion = GeodesicMixup(ClipLoss())
+    return *z, explain(criterion, *z, torch.tensor(20.0), classes=labels, generator=torch.Generator().manual_seed(2))
+
+
+def test_texts_are_anchors_of_their_own_mixtures(tmp_path):
+    image, text, found = towers()
+    views, left_out = views_of(found, [3, 5])
+    assert [view.of for view in views] == ["image", "text"] and [view.label for view in views] == [4, 4]
+    assert [[kind.name for kind in view.kinds] for view in views] == [["m2-Mix", "L-Mix"], ["V-Mix"]]
+    others = [row for row in range(8) if row != 3]
+    expected = torch.arccos(image[others] @ text[3]).sort().values
+    torch.testing.assert_close(views[1].negatives.norm(dim=1).sort().values, expected)
+    (mixed,) = views[1].kinds
+    torch.testing.assert_close(mixed.mixtures.norm(dim=1), torch.arccos(mixed.similarity), rtol=1e-4, atol=1e-4)
+    (kind, share), = left_out
+    assert kind == "VL-Mix" and share == pytest.approx(float(found.gradients[3].sum()))
+    drawn = write_picture(found, [3, 5], tmp_path / "sphere", list("abcdefgh"))[1].read_text()
+    assert "around image 3, e" in drawn and "around text 3, e" in drawn
+    assert f"not drawn, as its anchors are others: VL-Mix, {share:.0%}" in drawn
+    _, rows = mixtures_table(found, [3], list("abcdefgh"))
+    assert {row[1] for row in rows} == {"e", ""}
+
+
+def test_a_way_back_is_of_two_towers():
+    with pytest.raises(ValueError, match="read both ways has a way back. Got MoCHi"):
+        view_from(explained("mochi")[1], 0, back=True)
 
 
 def test_views_without_classes_have_a_picture_too(tmp_path):

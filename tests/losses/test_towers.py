@@ -34,6 +34,8 @@ MATCHES = torch.tensor([[1, 1, 1, 0, 0, 0],  # image 0 has captions 5 and 6, and
                         [0, 0, 0, 1, 0, 0],
                         [0, 0, 0, 0, 1, 0],
                         [0, 0, 0, 0, 0, 1]]).bool()  # fmt: skip
+HELD = torch.tensor([[0, 9], [7, 5], [7, 6], [3, 11], [8, 12], [9, 9]])  # of an earlier batch, kept in the queues
+TEXTS_OF = {0: {5, 6, 9}, 1: {5}, 2: {7}, 3: {8, 11}, 4: {9}}  # of each image of CAPTIONS, by a pair of either
 FEW = dict(num_hardest=9, num_pair_mixes=300, num_anchor_mixes=300)
 SIX = dict(num_hardest=9, num_interpolated=60, num_extrapolated=60, num_pairs=60, num_noised=60, num_gradient=60,
            num_sign=60)  # fmt: skip
@@ -44,7 +46,7 @@ def towers(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(F.normalize(features, dim=-1).requires_grad_().unbind())
 
 
-def queues(size: int = 14, labels: bool = False) -> dict:
+def queues(size: int = 14, labels: int = 0) -> dict:
     return {f"{tower}_queue": KeyQueue(size, WIDTH, labels=labels).double() for tower in ("image", "text")}
 
 
@@ -108,25 +110,83 @@ def test_geodesic_mixup_of_all_different_labels_is_the_plain_one():
         torch.testing.assert_close(*values)
 
 
+def apart(anchors: str, columns: str, labels: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
+    """(A, K): which keys of a tower's queue no pair joins to an anchor of this or the other tower."""
+    if labels.ndim == 1:
+        return torch.tensor([[a != b for b in held.tolist()] for a in labels.tolist()])
+    if anchors == columns:
+        return torch.tensor([[a[0] != b[0] and a[1] != b[1] for b in held.tolist()] for a in labels.tolist()])
+    known = {*map(tuple, labels.tolist()), *map(tuple, held.tolist())}
+    pairs = [[(a[0], b[1]) if anchors == "image" else (b[0], a[1]) for b in held.tolist()] for a in labels.tolist()]
+    return torch.tensor([[pair not in known for pair in row] for row in pairs])
+
+
+def test_a_key_belongs_to_an_anchor_by_a_pair_of_batch_or_queue():
+    """By hand: image 0 has captions 5 and 6 in the batch and 9 in the queue, so that of six keys two are left to it."""
+    of_hand = [[key not in TEXTS_OF[image] for key in HELD[:, 1].tolist()] for image in CAPTIONS[:, 0].tolist()]
+    assert apart("image", "text", CAPTIONS, HELD).tolist() == of_hand
+    loss = ClipLoss(**queues(labels=2))
+    loss(*towers(3), 7.0, labels=HELD)
+    assert torch.equal(loss.text_queue.labels, HELD)
+    plan, back = loss.eval().plans(*towers(), 7.0, labels=CAPTIONS)
+    assert plan.columns[1].weight.cells(None).tolist() == of_hand
+    assert plan.columns[1].weight.cells(torch.tensor([5, 2])).tolist() == [of_hand[5], of_hand[2]]
+    assert torch.equal(back.columns[1].weight.cells(None), apart("text", "image", CAPTIONS, HELD))
+    assert torch.equal(back.columns[1].weight.transpose().cells(None), apart("text", "image", CAPTIONS, HELD).T)
+
+
+@pytest.mark.parametrize("labels", [GROUPS, CAPTIONS], ids=["groups", "captions"])
+@pytest.mark.parametrize("make", [ClipLoss, SigLipLoss])
+def test_keys_that_belong_to_an_anchor_are_left_out(make, labels):
+    """Values and gradients over steps in which the queues wrap around, against tables written out."""
+    loss, steps = make(same_modality=True, same_modality_temperature=0.2, **queues(labels=labels.ndim)), []
+    for step in range(4):
+        drawn = torch.randint(4, labels.shape, generator=torch.Generator().manual_seed(step)) + 4 * (step == 2)
+        mine = labels if step == 3 else drawn if labels.ndim == 1 else drawn + torch.tensor([0, 5])
+        features = dict(zip(("image", "text"), towers(step), strict=True))
+        held = {name: torch.cat([x[:0], *(of[name] for of, _ in steps)]).detach()[-14:] for name, x in features.items()}
+        of_held = torch.cat([mine[:0], *(numbers for _, numbers in steps)])[-14:]
+        wanted = 0
+        for own, other in (("image", "text"), ("text", "image")):
+            cross = 7 * features[own] @ torch.cat([features[other], held[other]]).T - 3
+            within = 5 * features[own] @ torch.cat([features[own], held[own]]).T - 3
+            match = ~apart(own, other, mine, mine)
+            kept = [torch.ones(SIZE, SIZE).bool(), apart(own, other, mine, of_held), apart(own, own, mine, mine),
+                    apart(own, own, mine, of_held)]  # fmt: skip
+            kept = torch.cat([table.bool() for table in kept], 1)
+            logits = torch.cat([cross, within], 1)
+            target = F.pad(match.double(), (0, logits.shape[1] - SIZE))
+            if make is ClipLoss:
+                logits = logits.masked_fill(~kept, -1e9)
+                wanted = wanted + F.cross_entropy(logits, target / target.sum(1, keepdim=True)) / 2
+            else:
+                each = -F.logsigmoid((2 * target - 1) * logits)
+                wanted = wanted + each[kept].sum() / SIZE / 2
+        found = loss(*features.values(), 7.0, -3.0, labels=mine)
+        torch.testing.assert_close(found, wanted)
+        both = list(features.values())
+        for got, want in zip(torch.autograd.grad(found, both), torch.autograd.grad(wanted, both), strict=True):
+            torch.testing.assert_close(got, want)
+        steps.append((features, mine))
+    assert loss.image_queue.fill == 14
+
+
 @pytest.mark.parametrize("labels", [GROUPS, CAPTIONS], ids=["groups", "captions"])
 @pytest.mark.parametrize("of_own", [False, True], ids=["other-tower", "own-tower"])
 @pytest.mark.parametrize("make", [lambda *a, **k: MoCHi(*a, **FEW, **k), lambda *a, **k: SynCo(*a, **SIX, **k)],
                          ids=["mochi", "synco"])  # fmt: skip
 def test_no_positive_or_near_duplicate_is_ever_mixed(labels, of_own, make):
-    """In the batch by image group and by caption; in the queues by their labels."""
-    with_labels = labels.ndim == 1
-    loss = ClipLoss(same_modality=of_own, **queues(labels=with_labels))
-    loss(*towers(3), 7.0, None, False, GROUPS if with_labels else None)
+    """In the batch and in the queues, by image group and by caption."""
+    held = GROUPS if labels.ndim == 1 else HELD
+    loss = ClipLoss(same_modality=of_own, **queues(labels=labels.ndim))
+    loss(*towers(3), 7.0, None, False, held)
     mixer = make(loss, same_modality=of_own).eval()
     image, text = towers()
-    for pairs, own in zip(mixer.tables(image, text, 7.0, None, False, labels), (0, 1), strict=True):
+    for pairs, own in zip(mixer.tables(image, text, 7.0, None, False, labels), ("image", "text"), strict=True):
         draw = mixer.draw(pairs)
         drawn = torch.cat([x for x in vars(draw).values() if isinstance(x, torch.Tensor) and x.dtype == torch.long], 1)
-        if labels.ndim == 1:
-            allowed = (labels[:, None] != labels).repeat(1, 2)  # the queue holds the same labels
-        else:
-            apart = (labels[:, None] != labels).all(-1) if of_own else ~(MATCHES.T if own else MATCHES)
-            allowed = torch.cat([apart, torch.ones(SIZE, SIZE).bool()], 1)
+        other = own if of_own else {"image": "text", "text": "image"}[own]
+        allowed = torch.cat([apart(own, other, labels, labels), apart(own, other, labels, held)], 1)
         for row, may in zip(drawn, allowed, strict=True):
             assert bool(may[row].all())
         assert len(drawn[0].unique()) == min(9, int(allowed[0].sum()))  # and all of the hardest are
@@ -225,7 +285,7 @@ def test_mixtures_of_the_own_tower_have_its_temperature():
 
 
 def test_mixers_stack_over_both_towers():
-    loss = ClipLoss(same_modality=True, **queues())
+    loss = ClipLoss(same_modality=True, **queues(labels=1))
     stack = GeodesicMixup(SynCo(MoCHi(CyClipLoss(HardNegativeLoss(loss)), **FEW), same_modality=True, **SIX))
     for step in range(3):
         image, text = towers(step)
@@ -314,7 +374,11 @@ REFUSED = {
     "queue wants labels": (lambda: _warm(ClipLoss(text_queue=KeyQueue(4, 5, labels=True))), ValueError,
                            "no labels, and a queue with", "labels=False"),
     "queue of captions": (lambda: ClipLoss(text_queue=KeyQueue(4, 5, labels=True))(IMAGE, TEXT, 1.0, labels=CAPTIONS),
-                          ValueError, "(6, 2)", "queues without labels"),
+                          ValueError, "(6, 2), and a queue of 1 a key", "KeyQueue(4, 5, labels=2)"),
+    "queue of both": (lambda: ClipLoss(text_queue=KeyQueue(4, 5, labels=2))(IMAGE, TEXT, 1.0, labels=GROUPS),
+                      ValueError, "(6,), and a queue of 2 a key", "KeyQueue(4, 5, labels=True)"),
+    "queue without": (lambda: ClipLoss(text_queue=KeyQueue(4, 5))(IMAGE, TEXT, 1.0, labels=CAPTIONS),
+                      ValueError, "labels, and a queue without", "KeyQueue(4, 5, labels=2)"),
     "mixer's queue": (lambda: MoCHi(ClipLoss(), queue=ONE), TypeError, "one for MoCHi", "text_queue"),
     "synco's queue": (lambda: SynCo(CyClipLoss(SigLipLoss()), queue=ONE), TypeError, "one for SynCo", "image_queue"),
     "two queues": (lambda: SynCo(MoCHi(InfoNCE(), queue=ONE), queue=KeyQueue(4, 5)), TypeError, "one for MoCHi",

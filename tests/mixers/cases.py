@@ -85,10 +85,11 @@ class Case:
         return mixer.loss_of(pairs, draw)
 
 
-def filled(size: int, labels: bool = False) -> KeyQueue:
+def filled(size: int, labels: int = 0) -> KeyQueue:
     queue = KeyQueue(size, DIM, labels=labels).double()
-    classes = torch.arange(size) % 4 if labels else None
-    queue.enqueue(embeddings(size, 5).detach(), classes)
+    number = torch.arange(size)
+    of_keys = (None, number % 4, torch.stack([3 * number % 8, 5 + 2 * number % 7], dim=1))[labels]
+    queue.enqueue(embeddings(size, 5).detach(), of_keys)
     return queue
 
 
@@ -197,14 +198,14 @@ def _geodesic_reference(mixer, inputs, draw, *, siglip):
 def _towers(name: str, *, labels: Tensor | None = None, queues: tuple[str, ...] = (), of_own: bool = False) -> Case:
     """MoCHi or SynCo around a loss of two towers; the numbers of a queue's labels are those of `labels`, and others."""
     siglip, same_modality = "siglip" in name, of_own or "own" in name
-    with_labels = labels is not None and labels.ndim == 1
+    num_labels = 0 if labels is None else labels.ndim  # (A,) or (A, 2)
 
     def make(interpolation, detach):
         mixer, numbers = _hard(name)
         loss = (SigLipLoss if siglip else ClipLoss)(
             same_modality=same_modality,
             same_modality_temperature=0.3,
-            **{f"{tower}_queue": filled(9, with_labels) for tower in queues},
+            **{f"{tower}_queue": filled(9, num_labels) for tower in queues},
         )
         return mixer(loss, interpolation=interpolation, detach=detach, same_modality=of_own, **numbers).double()
 
@@ -277,9 +278,11 @@ TOWERS = [
     _towers("mochi-clip-labels-queues", labels=GROUPS, queues=("image", "text")),
     _towers("mochi-clip-own", queues=("image", "text"), of_own=True),
     _towers("mochi-siglip-own-captions", labels=CAPTIONS, of_own=True),
+    _towers("mochi-clip-captions-queues", labels=CAPTIONS, queues=("image", "text")),
     _towers("synco-clip-labels", labels=GROUPS),
     _towers("synco-clip-own-seen", labels=GROUPS, queues=("text", "image")),
     _towers("synco-siglip-own-labels-queues", labels=GROUPS, queues=("image", "text"), of_own=True),
+    _towers("synco-siglip-own-captions-queues", labels=CAPTIONS, queues=("image", "text"), of_own=True),
 ]
 METRIX = [
     _metrix("metrix-contrastive", ContrastiveLoss, plain.contrastive()),

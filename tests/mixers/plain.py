@@ -331,7 +331,9 @@ def towers(mixer, inputs, draw, *, siglip: bool, queues: dict, same_modality: bo
             same = mine[:, None] == mine if mine.ndim == 1 else paired(mine, own, name)
             nothing = torch.zeros(len(z), 0, dtype=torch.bool)
             keys, of_keys = queues.get(name, (z[:0], labels[:0]))
-            apart = mine[:, None] != of_keys if of_keys is not None else torch.ones(len(z), len(keys)).bool()
+            apart = torch.ones(len(z), len(keys)).bool()
+            if of_keys is not None and len(keys):
+                apart = mine[:, None] != of_keys if mine.ndim == 1 else ~paired(mine, own, name, of_keys)
             queued = apart if len(keys) else nothing
             return torch.cat([z, keys]), torch.cat([~same, queued], 1), torch.cat([same, queued & False], 1)
 
@@ -355,11 +357,12 @@ def towers(mixer, inputs, draw, *, siglip: bool, queues: dict, same_modality: bo
     return total
 
 
-def paired(labels: Tensor, own: str, name: str) -> Tensor:
-    """(A, A): a text belongs to an image where a pair has both numbers; two of one tower, where they share either."""
-    table = labels.tolist()
+def paired(labels: Tensor, own: str, name: str, of_keys: Tensor | None = None) -> Tensor:
+    """(A, C): a text belongs to an image where a pair has both numbers; two of one tower, where they share either."""
+    mine, theirs = labels.tolist(), (labels if of_keys is None else of_keys).tolist()
     if own == name:
-        return torch.tensor([[a[0] == b[0] or a[1] == b[1] for b in table] for a in table])
-    known = {tuple(row) for row in table}
-    image_first = torch.tensor([[(a[0], b[1]) in known for b in table] for a in table])
-    return image_first if own == "image" else image_first.T
+        return torch.tensor([[a[0] == b[0] or a[1] == b[1] for b in theirs] for a in mine])
+    known = {tuple(row) for row in mine + theirs}
+    if own == "image":
+        return torch.tensor([[(a[0], b[1]) in known for b in theirs] for a in mine])
+    return torch.tensor([[(b[0], a[1]) in known for b in theirs] for a in mine])

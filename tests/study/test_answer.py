@@ -7,15 +7,16 @@ import json
 import numpy as np
 import pytest
 
+from mixcontrast.files import write_json
 from mixcontrast.report.study_page import answer_markdown, write_page
 from mixcontrast.retrieval import Evaluation, holm, mean_of_seeds
-from mixcontrast.study.answer import answer_of, summary
+from mixcontrast.study.answer import answer_of, at_the_edge, summary
 from mixcontrast.study.plan import Arm, Knob, Plan
-from mixcontrast.study.work import run_folder, tuned_file
+from mixcontrast.study.work import run_folder, time_file, tuned_file
 from tests.report.test_page import Page
 
 GROUPS = np.arange(160) // 4
-KNOB = Knob("learning_rate", "model.init_args.optimizer.init_args.lr", (0.1, 0.01))
+KNOB = Knob("learning_rate", "model.init_args.optimizer.init_args.lr", (0.1, 0.01, 0.001))
 
 
 def plan_of(*names: str, metric: str = "Recall@1", mode: str = "max", **against: tuple[str, ...]) -> Plan:
@@ -34,6 +35,7 @@ def leave(folder, plan: Plan, values: dict[str, np.ndarray], failed: dict[str, s
         trials = [
             {"point": {"learning_rate": 0.1}, "state": "stopped", "looks": {"2": 0.3}, "error": None},
             {"point": {"learning_rate": 0.01}, "state": "finished", "looks": {"2": 0.4, "4": 0.5}, "error": None},
+            {"point": {"learning_rate": 0.001}, "state": "finished", "looks": {"2": 0.3, "4": 0.4}, "error": None},
         ]
         file.write_text(json.dumps({"trials": trials, "point": {"learning_rate": 0.01}, "value": 0.5}))
         for seed, row in enumerate(values[arm.name]):
@@ -176,4 +178,48 @@ def test_the_page_stands_alone_and_has_every_criterion(tmp_path):
     assert {file.name for file in (tmp_path / "pictures").iterdir()} == {
         f"{name}.{kind}" for name in ("differences", "values", "tuning", "curves") for kind in ("png", "svg")
     }  # fmt: skip
-    assert "0.5000 | 2 points, 1 stopped early |" in answer_markdown(answer)
+    assert "| plain | learning rate 0.01 |  | 0.5000 | 3 points, 1 stopped early |" in answer_markdown(answer)
+    assert "| plain | 12.3 | 5.0 |" in answer_markdown(answer) and "It took" not in text
+
+
+def test_what_was_chosen_at_the_edge_of_its_grid_is_said(tmp_path):
+    base = noisy(np.random.default_rng(0), 3)
+    plan = plan_of("plain", "edge", "within")
+    leave(tmp_path, plan, dict.fromkeys(("plain", "edge", "within"), base))
+    file = tuned_file(tmp_path, plan.arms[1])
+    found = json.loads(file.read_text())
+    file.write_text(json.dumps(found | {"point": {"learning_rate": 0.001}, "value": 0.4}))
+    answer = answer_of(plan, tmp_path, 3)
+    to_edge, to_within = answer["differences"]
+    assert to_edge["sentence"].endswith(" Chosen at the edge of the grid: learning rate 0.001 of edge.")
+    assert "edge of the grid" not in to_within["sentence"]
+    told = answer_markdown(answer)
+    assert "| edge | learning rate 0.001 | learning rate 0.001 | 0.4000 |" in told
+    text = write_page(tmp_path / "study.html", answer, {}).read_text(encoding="utf-8")
+    for shown in (told, text):
+        assert "intervals leave out that another run of the grid might have chosen otherwise" in shown
+
+
+@pytest.mark.parametrize("values, chosen, edges", [
+    ((0.1,), 0.1, {}), ((0.1, 0.2), 0.1, {"learning_rate": 0.1}), ((0.2, 0.1, 0.3), 0.2, {}),
+    ((0.2, 0.1, 0.3), 0.3, {"learning_rate": 0.3}),
+])  # fmt: skip
+def test_an_edge_is_the_least_or_greatest_of_several(values, chosen, edges):
+    arm = Arm("a", {}, (Knob("learning_rate", "x", values),), ())
+    assert at_the_edge(arm, {"learning_rate": chosen}) == edges
+
+
+def test_the_time_is_that_in_which_something_was_done(tmp_path):
+    base = noisy(np.random.default_rng(0), 2)
+    plan = plan_of("plain", "same")
+    leave(tmp_path, plan, {"plain": base, "same": base})
+    assert answer_of(plan, tmp_path, 2)["time"] is None
+    spans = {"tune-plain": (0, 100), "tune-same": (50, 90), "plain-seed0": (100, 160),
+             "same-seed1": (5000, 5030), "same-seed2": (6000, 7000)}  # fmt: skip
+    for name, (began, ended) in spans.items():  # a night between; the third seed is not asked about
+        write_json(time_file(tmp_path, name), {"began": began, "ended": ended})
+    answer = answer_of(plan, tmp_path, 2)
+    assert answer["time"] == {"busy seconds": 230, "wall seconds": 190, "at once": 2}
+    told = "It took 3 minutes, with up to 2 processes at once."
+    assert told in answer_markdown(answer)
+    assert told in write_page(tmp_path / "study.html", answer, {}).read_text(encoding="utf-8")

@@ -81,6 +81,22 @@ def test_the_baseline_comes_first_and_the_innermost_temperature_is_tuned():
     assert arms[0].points() == [{"temperature": 0.1}, {"temperature": 0.2}]
 
 
+def test_a_criterion_has_a_grid_of_its_own_beside_the_common_one():
+    entries = ["supcon", {"name": "supcon + metrix", "grid": {"weight": [0.2, 0.4, 1]}},
+               {"name": "supcon + mochi", "grid": {"num_pair_mixes": [8, 32], "temperature": [0.5]}}]  # fmt: skip
+    plain, metrix, mochi = arms_of(entries, None, recipe(), {"temperature": [0.1, 0.2]}, LABELS, SIZES)
+    assert plain.points() == [{"temperature": 0.1}, {"temperature": 0.2}]
+    assert metrix.points() == [
+        {"temperature": t, "weight": w} for t in (0.1, 0.2) for w in (0.2, 0.4, 1)
+    ]  # fmt: skip
+    made = built(metrix.at({"temperature": 0.2, "weight": 1})["model"]["init_args"]["criterion"])
+    assert (made.weight, made.loss.temperature) == (1, 0.2)
+    assert metrix.against == ("supcon",)  # its own loss, by its name
+    assert mochi.points() == [{"temperature": 0.5, "num_pair_mixes": n} for n in (8, 32)]
+    made = built(mochi.at(mochi.points()[0])["model"]["init_args"]["criterion"])
+    assert made.num_pair_mixes == 8 and isinstance(made.num_pair_mixes, int)
+
+
 def test_a_momentum_encoder_gives_its_criteria_a_queue():
     sizes = Sizes(0, 8, 16, queue=64)
     arms = arms_of(["infonce", "infonce + mochi", "debiased"], None, of_kind(VIEWS, momentum=0.9), {}, VIEWS, sizes)
@@ -135,6 +151,9 @@ def test_keys_are_found_where_they_are():
         (["supcon", {"name": "a", "lr": 3}], {}, "Got name, lr."),
         (["supcon", {"name": "a", "criterion": of("mixcontrast.NCALos")}], {}, "NCALos, which there is not"),
         (["supcon", "nca"], {"grid": {"margin": [1.0]}}, "Got margin, which none has."),
+        (["supcon", {"name": "nca", "grid": {"weight": [0.2]}}], {}, "Got weight, which nca has not; leave it out."),
+        (["supcon", {"name": "nca", "grid": {"temperature": 0.2}}], {}, "Got 0.2 for temperature of nca; write such"),
+        (["supcon", {"name": "nca", "grid": {"temperature": ["hot"]}}], {}, "list of numbers for each name. Got ['hot"),
         (["supcon", {"name": "supcon!", "criterion": of("mixcontrast.NCALoss")}], {}, "must differ in letters"),
     ],
 )

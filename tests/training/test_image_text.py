@@ -20,7 +20,7 @@ from mixcontrast.data import CaptionTable, ClassData, PairData
 from mixcontrast.models import FeatureTowers, OpenClip
 from mixcontrast.retrieval import Evaluation
 from mixcontrast.training import ImageText
-from tests.fitting import QUEUES, TOWERS, WIDTH, CaptionedVectors, Vectors, of, recipe
+from tests.fitting import QUEUES, TOWERS, WIDTH, CaptionedVectors, Killed, Vectors, of, recipe
 from tests.judge import drawings
 from tests.models import tiny
 
@@ -59,7 +59,7 @@ def fit(*arguments: object) -> None:
     main(["fit", *map(str, arguments)])
 
 
-QUICK = ("clip", "siglip m3", "mochi of one modality", "stack")
+QUICK = ("clip", "siglip m3", "mochi of one modality", "synco", "stack")
 
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in LOSSES])
@@ -159,11 +159,26 @@ def test_lora_trains_adapters_and_writes_merged_weights(tmp_path: Path, pictures
     assert not any(name.startswith("visual") for name in changed)
 
 
-def test_bf16_trains_and_goes_on(tmp_path: Path, pictures: Path) -> None:
-    file = open_clip_recipe(tmp_path, pictures, criterion=of("mixcontrast.GeodesicMixup", loss=CLIP))
-    fit("--config", file, "--out", tmp_path / "run", "--trainer.precision=bf16-mixed", "--trainer.max_epochs=1")
-    state = torch.load(tmp_path / "run" / "model.pt", weights_only=True)["state_dict"]
-    assert all(value.dtype == torch.float32 and value.isfinite().all() for value in state.values())
+def test_bf16_trains_and_goes_on(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in its second epoch, with mixing at random and queues, it ends with the weights of a run that was not."""
+    queues = {f"{tower}_queue": of("mixcontrast.KeyQueue", size=10, dim=tiny.WIDTH) for tower in ("image", "text")}
+    criterion = of("mixcontrast.GeodesicMixup", loss=of("mixcontrast.ClipLoss", **queues))
+    common = ["--config", open_clip_recipe(tmp_path, pictures, criterion=criterion), "--trainer.precision=bf16-mixed",
+              "--trainer.max_epochs=2", "--data.validation_share=0", "--data.test_share=0.5"]  # fmt: skip
+    fit(*common, "--out", tmp_path / "whole")
+    steps = torch.load(tmp_path / "whole" / "last.ckpt", weights_only=True)["global_step"]
+    monkeypatch.setenv("KILL_AT", f"raise:{steps}")
+    with pytest.raises(Killed):
+        fit(*common, "--out", tmp_path / "killed")
+    monkeypatch.delenv("KILL_AT")
+    kept = torch.load(tmp_path / "killed" / "last.ckpt", weights_only=True)
+    assert 0 < kept["global_step"] < steps and not (tmp_path / "killed" / "model.pt").exists()
+    assert kept["state_dict"]["criterion.loss.text_queue.label_buffer"].shape == (10, 2)
+    fit(*common, "--out", tmp_path / "killed")
+    (_, whole), (_, resumed) = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert all(value.dtype == torch.float32 and value.isfinite().all() for value in whole.values())
+    for name, value in whole.items():
+        assert torch.equal(resumed[name], value), name
 
 
 # ---- the module
@@ -253,10 +268,33 @@ def test_locked_heads_cannot_be_trained_alone(tmp_path: Path) -> None:
         ImageText(locked, ClipLoss(), head_only_steps=3)
 
 
-def test_labels_of_a_queue_are_groups() -> None:
-    assert not ImageText(towers(), ClipLoss()).by_group
-    queue = KeyQueue(8, 8, labels=True)
-    assert ImageText(towers(), GeodesicMixup(ClipLoss(text_queue=queue))).by_group
+@pytest.mark.parametrize("labels", [False, True, 2])
+def test_queues_of_any_labels_keep_out_what_belongs_to_an_anchor(labels: bool | int) -> None:
+    """Images of one caption in two groups, as a table without groups gives them."""
+    loss = ClipLoss(text_queue=KeyQueue(6, 8, labels=labels), image_queue=KeyQueue(6, 8, labels=labels))
+    module = ImageText(towers(), loss)
+    images, texts = torch.randn(2, 3, WIDTH)
+    numbers = torch.tensor([[0, 5], [1, 5], [2, 6]])  # images 0 and 1 have one caption, and groups of their own
+    image, text, scale, _ = module.encoder(images, texts)
+    match = torch.tensor([[1.0, 1, 0], [1, 1, 0], [0, 0, 1]])
+    for step in range(2):
+        found = module._of_all_ranks[0](image, text, scale.reshape(()), None, False, numbers)
+        wanted = 0
+        for logits in (scale * image @ text.T, scale * text @ image.T):
+            # the queue holds the batch of before, of which an anchor's negatives are those of this batch
+            every = torch.cat([logits, logits.masked_fill(match.bool(), -1e9)], 1) if step else logits
+            share = F.pad(match / match.sum(1, keepdim=True), (0, every.shape[1] - 3))
+            wanted = wanted + F.cross_entropy(every, share) / 2
+        torch.testing.assert_close(found, wanted)
+    assert loss.text_queue.labels.tolist() == 2 * numbers.tolist()
+
+
+def test_a_checkpoint_whose_queues_kept_groups_goes_on() -> None:
+    old = ClipLoss(text_queue=KeyQueue(6, 8, labels=True))
+    old(*F.normalize(torch.randn(2, 3, 8), dim=-1), 7.0, labels=torch.tensor([3, 4, 4]))
+    module = ImageText(towers(), ClipLoss(text_queue=KeyQueue(6, 8, labels=True)))
+    module.criterion.load_state_dict(old.state_dict())
+    assert module.criterion.text_queue.labels[:, 0].tolist() == [3, 4, 4]
 
 
 def test_the_command_refuses_in_one_line(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture) -> None:
