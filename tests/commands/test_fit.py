@@ -305,7 +305,7 @@ def test_an_infinite_loss_is_seen_before_the_step():
         (["--model.criterion=mixcontrast.InfoNCE"],
          "calls its criterion with (embeddings, labels). Got InfoNCE, which is called with (query, key)"),
         (["--model.criterion=torch.nn.CrossEntropyLoss"],
-         "model.criterion must be a Loss or Mixer or Tiled or DeepMetrix. Got torch.nn.CrossEntropyLoss, which is none."),
+         "must be a Loss or Mixer or Tiled or DeepMetrix. Got torch.nn.CrossEntropyLoss, which is none."),
         (["--model.criterion.loss=mixcontrast.TripletLoss"], "TripletLoss reads only targets of 0 and 1"),
         (["--model.criterion.loss.num_classes=9"], "Got 9 proxies for 8 classes; set num_classes: 8."),
         (["--model.head_only_epochs=1", "--model.encoder=tests.fitting.Plain"], "an encoder whose part `head`"),
