@@ -110,7 +110,7 @@ class OpenClipLoss(nn.Module):
 def create_loss(criterion: Loss | Mixer, args: Namespace) -> OpenClipLoss:
     """What open_clip's `create_loss(args)` makes, with a criterion of ours.
 
-    In open_clip's trainer, without a change to it::
+    In open_clip's trainer, without a change to it (it needs webdataset and pandas)::
 
         import open_clip_train.main as trainer
         trainer.create_loss = lambda args: create_loss(GeodesicMixup(ClipLoss()), args)

@@ -20,7 +20,7 @@ from mixcontrast.data import CaptionTable, ClassData, PairData
 from mixcontrast.models import FeatureTowers, OpenClip
 from mixcontrast.retrieval import Evaluation
 from mixcontrast.training import ImageText
-from tests.fitting import QUEUES, TOWERS, WIDTH, CaptionedVectors, Vectors, of, recipe
+from tests.fitting import QUEUES, TOWERS, WIDTH, CaptionedVectors, Killed, Vectors, of, recipe
 from tests.judge import drawings
 from tests.models import tiny
 
@@ -59,7 +59,7 @@ def fit(*arguments: object) -> None:
     main(["fit", *map(str, arguments)])
 
 
-QUICK = ("clip", "siglip m3", "mochi of one modality", "stack")
+QUICK = ("clip", "siglip m3", "mochi of one modality", "synco", "stack")
 
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in LOSSES])
@@ -159,11 +159,26 @@ def test_lora_trains_adapters_and_writes_merged_weights(tmp_path: Path, pictures
     assert not any(name.startswith("visual") for name in changed)
 
 
-def test_bf16_trains_and_goes_on(tmp_path: Path, pictures: Path) -> None:
-    file = open_clip_recipe(tmp_path, pictures, criterion=of("mixcontrast.GeodesicMixup", loss=CLIP))
-    fit("--config", file, "--out", tmp_path / "run", "--trainer.precision=bf16-mixed", "--trainer.max_epochs=1")
-    state = torch.load(tmp_path / "run" / "model.pt", weights_only=True)["state_dict"]
-    assert all(value.dtype == torch.float32 and value.isfinite().all() for value in state.values())
+def test_bf16_trains_and_goes_on(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in its second epoch, with mixing at random and queues, it ends with the weights of a run that was not."""
+    queues = {f"{tower}_queue": of("mixcontrast.KeyQueue", size=10, dim=tiny.WIDTH) for tower in ("image", "text")}
+    criterion = of("mixcontrast.GeodesicMixup", loss=of("mixcontrast.ClipLoss", **queues))
+    common = ["--config", open_clip_recipe(tmp_path, pictures, criterion=criterion), "--trainer.precision=bf16-mixed",
+              "--trainer.max_epochs=2", "--data.validation_share=0", "--data.test_share=0.5"]  # fmt: skip
+    fit(*common, "--out", tmp_path / "whole")
+    steps = torch.load(tmp_path / "whole" / "last.ckpt", weights_only=True)["global_step"]
+    monkeypatch.setenv("KILL_AT", f"raise:{steps}")
+    with pytest.raises(Killed):
+        fit(*common, "--out", tmp_path / "killed")
+    monkeypatch.delenv("KILL_AT")
+    kept = torch.load(tmp_path / "killed" / "last.ckpt", weights_only=True)
+    assert 0 < kept["global_step"] < steps and not (tmp_path / "killed" / "model.pt").exists()
+    assert kept["state_dict"]["criterion.loss.text_queue.label_buffer"].shape == (10, 2)
+    fit(*common, "--out", tmp_path / "killed")
+    (_, whole), (_, resumed) = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert all(value.dtype == torch.float32 and value.isfinite().all() for value in whole.values())
+    for name, value in whole.items():
+        assert torch.equal(resumed[name], value), name
 
 
 # ---- the module
