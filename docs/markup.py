@@ -22,6 +22,8 @@ EVAL = Path(__file__).parents[1] / "eval"
 _FENCE = re.compile(r"^\s*(```|~~~)")
 _ITEM = re.compile(r"^\s*([-*]|\d+\.) ")
 _LINK = re.compile(r"\[([^\]]+)\]\([^)\s]+\)")
+_INTERVAL = re.compile(r"(\[[-+]?[\d.]+), ([-+]?[\d.]+\])")
+_WHOLE = 5  # up to so many columns an interval has room on one line
 _MEASURED = re.compile(r"^\{measured ([\w/.-]+\.md): ?(.*)\}$")
 
 
@@ -73,7 +75,10 @@ class _Lines(Preprocessor):
             elif not fence and not example:
                 found = _MEASURED.match(line)
                 if found:
-                    out += ["", *measured_rows(*found.groups()), "", _made_by(found[1]), ""]
+                    rows = measured_rows(*found.groups())
+                    if rows[0].count("|") <= _WHOLE + 1:
+                        rows = [_INTERVAL.sub("\\1,\u00a0\\2", row) for row in rows]
+                    out += ["", *rows, "", _made_by(found[1]), ""]
                     continue
                 before = out[-1] if out else ""
                 if line.startswith(">>> "):
@@ -96,7 +101,8 @@ def _made_by(file: str) -> str:
 def mathml(formula: str, display: str = "inline") -> str:
     """A LaTeX formula as MathML; a function's name keeps its distance to what follows."""
     apart = re.sub(r"\\(log|sin|cos)(?![a-z])(?! *(?:\(|\\left))", r"\\\1\\,", formula)
-    return latex2mathml.converter.convert(apart, display=display)
+    made = latex2mathml.converter.convert(apart, display=display)
+    return made.replace("<mi>&#x0007E;</mi>", "<mo>&#x0223C;</mo>")  # "is drawn from" is a relation, with its distance
 
 
 class _Formula(InlineProcessor):

@@ -214,7 +214,7 @@ class Pairs:
         """The tables of the plans of a batch; a product that is read both ways is made once."""
         made: list[Pairs] = []
         for plan in plans:
-            there = [table for table, of in zip(made, plans, strict=False) if of is plan.back_of]
+            there = [table for table, of in zip(made, plans[: len(made)], strict=True) if of is plan.back_of]
             if not there:
                 made.append(Pairs.of(plan))
                 continue

@@ -142,6 +142,14 @@ def test_measured_rows_are_those_of_one_table(tmp_path, monkeypatch):
         markup.measured_rows("a.md", "one")
 
 
+def test_an_interval_in_few_columns_stays_on_one_line_and_a_draw_is_a_relation(tmp_path, monkeypatch):
+    markup = tool("markup")
+    monkeypatch.setattr(markup, "EVAL", tmp_path)
+    (tmp_path / "a.md").write_text("# A\n\n| x | y |\n|---|---|\n| a, b | 1 [-0.5, +2] |\n")
+    assert "| a, b | 1 [-0.5,\u00a0+2] |" in markup._Lines(None).run(["{measured a.md: a}"])
+    assert "<mo>&#x0223C;</mo>" in markup.mathml(r"a \sim U")
+
+
 def test_docstrings_become_markdown():
     lines = tool("markup")._Lines(None).run
     assert lines(["Kinds:", "- a", "  b", "- c"]) == ["Kinds:", "", "- a", "  b", "- c"]

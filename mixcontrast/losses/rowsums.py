@@ -236,7 +236,7 @@ def _counts(similarity: Tensor, weight: Cells) -> bool:
 
 
 def _select(pairs, weights: list[Cells]) -> tuple[list[Tensor], list[Cells]]:
-    used = [(b.similarity, w) for b, w in zip(pairs, weights, strict=True) if _counts(b.similarity, w)]
+    used = [(b.similarity, w) for b, w in zip(pairs.blocks, weights, strict=True) if _counts(b.similarity, w)]
     if not used:
         return [pairs.blocks[0].similarity], [0.0]
     return [s for s, _ in used], [w for _, w in used]
