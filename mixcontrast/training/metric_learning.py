@@ -9,14 +9,16 @@ from typing import Any
 import lightning
 from torch import Tensor, nn
 
-from mixcontrast.distributed import Gathered
+from mixcontrast.distributed import Gathered, whole_batch
 from mixcontrast.losses import Loss
 from mixcontrast.mixers import DeepMetrix, Mixer
 from mixcontrast.retrieval import Evaluation, RetrievalEvaluator
+from mixcontrast.tiling import Tiled
 from mixcontrast.training.callbacks import RetrievalCallback
 from mixcontrast.training.fitting import (
     KS,
     LABELS,
+    LOOKED_AT,
     FitModule,
     at_a_log_step,
     check_criterion,
@@ -39,8 +41,8 @@ class MetricLearning(FitModule):
 
     Args:
         encoder: inputs to (B, D) embeddings.
-        criterion: a loss or mixer called with (embeddings, labels), or DeepMetrix. Its own parameters (proxies) are
-            trained too. Under several processes it reads the batch of all.
+        criterion: a loss or mixer called with (embeddings, labels), Tiled around one, or DeepMetrix. Its own parameters
+            (proxies) are trained too. Under several processes it reads the batch of all.
         optimizer: a class of torch.optim and its arguments; biases and norms do not decay.
         proxy_factor: the proxies' learning rate is so many times that of the encoder.
         warmup_epochs: the learning rate rises linearly over so many epochs.
@@ -57,7 +59,7 @@ class MetricLearning(FitModule):
     def __init__(
         self,
         encoder: nn.Module,
-        criterion: Loss | Mixer | DeepMetrix,
+        criterion: Loss | Mixer | Tiled | DeepMetrix,
         *,
         optimizer: OptimizerCallable = adamw,
         proxy_factor: float = 100.0,
@@ -87,8 +89,8 @@ class MetricLearning(FitModule):
             loss = self._of_all_ranks[0](embeddings, labels)
         self.log("loss", loss, prog_bar=True)
         if at_a_log_step(self.trainer):
-            alike = labels[:, None] == labels[None, :]
-            self.log_dict(mean_similarities(embeddings.detach(), alike), prog_bar=True)
+            embeddings, labels = (rows[:LOOKED_AT] for rows in whole_batch([embeddings.detach(), labels]))
+            self.log_dict(mean_similarities(embeddings, labels[:, None] == labels[None, :]), prog_bar=True)
         return loss
 
     def on_after_backward(self) -> None:

@@ -8,13 +8,15 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from mixcontrast.distributed import Gathered
+from mixcontrast.distributed import Gathered, whole_batch
 from mixcontrast.losses import Loss
 from mixcontrast.mixers import Mixer
 from mixcontrast.retrieval import Evaluation
+from mixcontrast.tiling import Tiled
 from mixcontrast.training.callbacks import embed_loader
 from mixcontrast.training.fitting import (
     LABELS,
+    LOOKED_AT,
     VALUES,
     FitModule,
     at_a_log_step,
@@ -34,7 +36,7 @@ class Regression(FitModule):
     Args:
         encoder: inputs to (B, D) embeddings; what is wanted in the end.
         criterion: called with (embeddings, values), as SupReMix(SupConLoss()) and RankNContrastLoss() are; or, with
-            `bins`, a class loss.
+            `bins`, a class loss; or Tiled around one.
         projector: embeddings to what the criterion reads; None: the embeddings themselves.
         bins: for a class loss: values become so many classes of equal count (by quantiles of the training part).
         optimizer: a class of torch.optim and its arguments; biases and norms do not decay.
@@ -51,7 +53,7 @@ class Regression(FitModule):
     def __init__(
         self,
         encoder: nn.Module,
-        criterion: Loss | Mixer,
+        criterion: Loss | Mixer | Tiled,
         *,
         projector: nn.Module | None = None,
         bins: int | None = None,
@@ -97,7 +99,8 @@ class Regression(FitModule):
         loss = self._of_all_ranks[0](embeddings, labels)
         self.log("loss", loss, prog_bar=True)
         if at_a_log_step(self.trainer):
-            self.log_dict(mean_similarities(embeddings.detach(), nearer_than_most(values)), prog_bar=True)
+            embeddings, values = (rows[:LOOKED_AT] for rows in whole_batch([embeddings.detach(), values]))
+            self.log_dict(mean_similarities(embeddings, nearer_than_most(values)), prog_bar=True)
         return loss
 
     def configure_optimizers(self) -> dict[str, Any]:

@@ -28,6 +28,8 @@ from mixcontrast import (
     MultiSimilarityLoss,
     SupConLoss,
     SupReMix,
+    SynCo,
+    Tiled,
 )
 from mixcontrast.cli import main
 from mixcontrast.commands.fit import fit_parser
@@ -303,7 +305,7 @@ def test_an_infinite_loss_is_seen_before_the_step():
         (["--model.criterion=mixcontrast.InfoNCE"],
          "calls its criterion with (embeddings, labels). Got InfoNCE, which is called with (query, key)"),
         (["--model.criterion=torch.nn.CrossEntropyLoss"],
-         "model.criterion must be a Loss or Mixer or DeepMetrix. Got torch.nn.CrossEntropyLoss, which is none."),
+         "must be a Loss or Mixer or Tiled or DeepMetrix. Got torch.nn.CrossEntropyLoss, which is none."),
         (["--model.criterion.loss=mixcontrast.TripletLoss"], "TripletLoss reads only targets of 0 and 1"),
         (["--model.criterion.loss.num_classes=9"], "Got 9 proxies for 8 classes; set num_classes: 8."),
         (["--model.head_only_epochs=1", "--model.encoder=tests.fitting.Plain"], "an encoder whose part `head`"),
@@ -342,6 +344,11 @@ def test_modules_refuse_what_does_not_fit():
     queue = InfoNCE(queue=KeyQueue(8, 8))
     for make, message in [
         (lambda: SelfSupervised(Plain(), queue), "Got a queue and no momentum"),
+        (lambda: SelfSupervised(Plain(), HardNegativeLoss(queue)), "Got a queue and no momentum"),
+        (lambda: SelfSupervised(Plain(), SynCo(InfoNCE(), queue=KeyQueue(8, 8))), "Got a queue and no momentum"),
+        (lambda: SelfSupervised(Plain(), Tiled(queue)), "Got a queue and no momentum"),
+        (lambda: SelfSupervised(Plain(), Tiled(SupConLoss())), r"\(query, key\). Got Tiled\(SupConLoss\)"),
+        (lambda: MetricLearning(Plain(), SynCo(SupConLoss(), queue=KeyQueue(8, 8))), r"Got SynCo\(SupConLoss\)"),
         (lambda: SelfSupervised(Plain(), queue, momentum=1.0), r"`momentum` must lie in \[0, 1\)"),
         (lambda: SelfSupervised(Plain(), MultiSimilarityLoss()), r"\(query, key\). Got MultiSimilarityLoss"),
         (lambda: Regression(Plain(), SupConLoss()), "A class loss needs bins"),
@@ -363,8 +370,34 @@ def test_one_batch_is_not_all_of_them(tmp_path, monkeypatch):
     assert isinstance(read.limit_train_batches, int) and read.val_check_interval == 0.5
 
 
+def test_a_big_batch_is_tiled_by_a_recipe(tmp_path):
+    """Tiles of a loss change nothing but the last digits."""
+    loss = of("mixcontrast.SupConLoss", temperature=0.2)
+    found = []
+    for name, criterion in (("whole", loss), ("tiled", of("mixcontrast.Tiled", criterion=loss, rows=2))):
+        model = of("mixcontrast.training.MetricLearning", encoder=of("tests.fitting.Plain"), criterion=criterion)
+        fit("--config", recipe("metric learning", tmp_path / name, model=model), "--out", tmp_path / name / "run",
+            "--trainer.max_epochs=1")  # fmt: skip
+        found.append(saved(tmp_path / name / "run")["state_dict"])
+    assert found[0].keys() == found[1].keys()
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(found[1][name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_a_labelled_queue_is_given_labels_wherever_it_is(tmp_path):
+    mixer = of("mixcontrast.SynCo", loss=of("mixcontrast.InfoNCE"), num_hardest=4, num_interpolated=2, num_pairs=2,
+               num_extrapolated=2, num_noised=1, num_gradient=1, num_sign=1,
+               queue=of("mixcontrast.KeyQueue", size=40, dim=8, labels=True))  # fmt: skip
+    model = of("mixcontrast.training.SelfSupervised", encoder=of("tests.fitting.Plain"), criterion=mixer, momentum=0.9)
+    fit("--config", recipe("moco", tmp_path, model=model), "--out", tmp_path / "run", "--trainer.max_epochs=1")
+    assert {"proxy task", "proxy task mixed"} <= set(logged(tmp_path / "run")[0])
+    kept = [value for name, value in saved(tmp_path / "run")["state_dict"].items() if name.endswith("label_buffer")]
+    assert len(kept) == 1 and 0 <= int(kept[0].min()) and int(kept[0].max()) > 0
+
+
 def test_a_loss_around_a_loss_is_called_as_it():
     """HCL and CyCLIP are losses that wrap one."""
     assert called_with(HardNegativeLoss(InfoNCE())) == VIEWS
     assert called_with(MoCHi(HardNegativeLoss(SupConLoss()))) == LABELS
+    assert called_with(Tiled(SynCo(SupConLoss(), queue=KeyQueue(8, 8)))) == VIEWS
     assert called_with(CyClipLoss(HardNegativeLoss(ClipLoss()))) == ("image_features", "text_features")
