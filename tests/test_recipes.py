@@ -76,7 +76,8 @@ def _step(name: str, root: Path, out: Path) -> None:
     data, network = "--data.init_args.", "--model.init_args."
     arguments = [
         "--trainer.accelerator=cpu", "--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--judge_every=1",
-        *([] if name.startswith("agedb") else ["--test_every=1"]), "--trainer.enable_progress_bar=false", f"{network}encoder.init_args.name=test_resnet",
+        *([] if name.startswith("agedb") else ["--test_every=1"]), "--trainer.enable_progress_bar=false",
+        f"{network}encoder.init_args.name=test_resnet",
         f"{data}augment.init_args.size=32", f"{data}transform.init_args.size=32", f"{data}num_workers=0",
         f"{data}examples.init_args.root={root}",
     ]  # fmt: skip
