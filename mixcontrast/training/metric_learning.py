@@ -32,6 +32,7 @@ from mixcontrast.training.optimization import (
     check_head,
     drop_gradients_but_of_head,
     optimizer_of,
+    resting,
     with_schedule,
 )
 
@@ -47,7 +48,8 @@ class MetricLearning(FitModule):
         proxy_factor: the proxies' learning rate is so many times that of the encoder.
         warmup_epochs: the learning rate rises linearly over so many epochs.
         cosine: it then falls to zero by a cosine, else it stays.
-        head_only_epochs: at first the part `head` of the encoder is trained alone.
+        head_only_epochs: at first the part `head` of the encoder is trained alone; batch norm before it keeps its
+            statistics.
 
     Batches are `(inputs (B, ...), labels (B,) int64)`.
 
@@ -80,13 +82,12 @@ class MetricLearning(FitModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         inputs, labels = batch
-        if isinstance(self.criterion, DeepMetrix):
-            with _seen(self.encoder) as outputs:
+        with resting(self.encoder, self.current_epoch < self.head_only_epochs), _seen(self.encoder) as outputs:
+            if isinstance(self.criterion, DeepMetrix):
                 loss = self._of_all_ranks[0](self.encoder, inputs, labels)
-            embeddings = outputs[0][: len(labels)]  # mixtures are behind
-        else:
-            embeddings = self.encoder(inputs)
-            loss = self._of_all_ranks[0](embeddings, labels)
+            else:
+                loss = self._of_all_ranks[0](self.encoder(inputs), labels)
+        embeddings = outputs[0][: len(labels)]  # mixtures are behind
         self.log("loss", loss, prog_bar=True)
         if at_a_log_step(self.trainer):
             embeddings, labels = (rows[:LOOKED_AT] for rows in whole_batch([embeddings.detach(), labels]))

@@ -178,6 +178,20 @@ def test_what_a_run_leaves(tmp_path, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*")}
 
 
+def test_the_test_part_can_be_looked_at_and_changes_nothing(tmp_path):
+    for every in (0, 2):
+        file = recipe("metric learning", tmp_path / str(every), data__init_args__validation_share=0.0)
+        fit("--config", file, "--out", tmp_path / str(every) / "run", "--trainer.max_epochs=4", "--test_every", every,
+            "--model.criterion.loss.num_classes=10")  # fmt: skip
+    plain, looked = (tmp_path / every / "run" for every in "02")
+    assert_same(saved(plain)["state_dict"], saved(looked)["state_dict"])
+    assert "test/Recall@1" not in logged(plain)[0]
+    seen = [float(row["test/Recall@1"]) for row in logged(looked) if row["test/Recall@1"]]
+    found = Evaluation.load(looked)
+    assert len(seen) == 2 and seen[-1] == pytest.approx(found.mean("Recall@1"))  # as the end judges
+    assert not (looked / "best.ckpt").exists() and found.settings["fit"]["monitor"] is None
+
+
 def test_another_recipe_in_the_same_folder_is_refused(tmp_path, capsys):
     file = recipe("metric learning", tmp_path)
     fit("--config", file, "--out", tmp_path / "run", "--trainer.max_epochs=2")
@@ -298,7 +312,12 @@ def test_an_infinite_loss_is_seen_before_the_step():
         (["--model=mixcontrast.training.MetricLerning"], "Did you mean MetricLearning?"),
         (["--data=mixcontrast.data.ClassDat"], "there is no mixcontrast.data.ClassDat. Did you mean ClassData"),
         (["--data.clases_per_batch=3"], "data.ClassData has no clases_per_batch. Did you mean classes_per_batch?"),
-        (["--data.examples=mixcontrast.data.ImageFolder", "--data.examples.root=nowhere"], "nowhere"),
+        (["--data.examples=mixcontrast.data.ImageFolder", "--data.examples.root=photso/all"],
+         "A folder of images must be at photso/all. It is not there; . holds photos. Name one that is."),
+        (["--data.examples=mixcontrast.data.ImageFolder", "--data.examples.root=photso",  # said before weights are
+          "--model.encoder=mixcontrast.models.TimmNetwork", "--model.encoder.name=resnet5"], "holds photos"),
+        (["--model.encoder=mixcontrast.models.TimmNetwork", "--model.encoder.name=test_resnet",
+          "--model.encoder.weights=photos/best.ckpt"], "It is not there; photos holds bset.ckpt. Name one that is."),
         (["--model.encoder=mixcontrast.models.TimmNetwork", "--model.encoder.name=resnet5"],
          "timm has no network 'resnet5'. Did you mean"),
         (["--model.encoder=mixcontrast.models.FeatureHead"], "mixcontrast.models.FeatureHead needs num_features"),
@@ -315,17 +334,21 @@ def test_an_infinite_loss_is_seen_before_the_step():
         (["--trainer.precision=bf15"], "trainer.precision cannot be bf15. Did you mean bf16?"),
         (["--trainer.strategy=dpd"], "invalid strategy name"),
         (["--judge_every=0"], "at least 1. Got 0"),
+        (["--test_every=-1"], "`test_every` must be at least 0. Got -1"),
     ],
 )  # fmt: skip
-def test_what_a_user_can_mend_is_one_line(arguments, message, tmp_path, capsys):
-    file = recipe("metric learning", tmp_path)
+def test_what_a_user_can_mend_is_one_line(arguments, message, tmp_path, capsys, monkeypatch):
+    file = recipe("metric learning", tmp_path / "recipes")
+    (tmp_path / "here" / "photos").mkdir(parents=True)
+    (tmp_path / "here" / "photos" / "bset.ckpt").touch()
+    monkeypatch.chdir(tmp_path / "here")
     assert message in refused(capsys, "--config", file, "--out", tmp_path / "run", *arguments)
 
 
 @pytest.mark.parametrize(
     "text, message",
     [
-        (None, "There is no file"),
+        (None, "A recipe must be at"),
         ("a: [1,\n b", "cannot be read"),
         ("trainr: {max_epochs: 3}", "There is no key trainr. Did you mean trainer?"),
         ("trainer: {max_epoch: 3}", "trainer has no max_epoch. Did you mean max_epochs?"),
@@ -337,6 +360,9 @@ def test_a_recipe_that_is_none_is_one_line(text, message, tmp_path, capsys):
     file = tmp_path / "recipe.yaml"
     if text is not None:
         file.write_text(text)
+    else:
+        (tmp_path / "recipes.yaml").touch()
+        message = f"{message} {file}. It is not there; {tmp_path} holds recipes.yaml. Name one by --config."
     assert message in refused(capsys, "--config", file, "--out", tmp_path / "run")
 
 
