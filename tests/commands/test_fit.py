@@ -294,6 +294,40 @@ def test_an_infinite_loss_is_seen_before_the_step():
     StopAtNaN().on_before_backward(trainer, None, torch.tensor(1.0))
 
 
+def test_a_loss_that_was_copied_is_read_behind_its_backward_pass(monkeypatch):
+    """The arithmetic of the way of a GPU, without one."""
+    monkeypatch.setattr(torch.cuda, "Event", lambda: SimpleNamespace(record=lambda on: None, synchronize=lambda: None))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    summed = SimpleNamespace(reduce=lambda bad, reduce_op: bad + 1)  # another rank's loss is no number
+    one, two = SimpleNamespace(world_size=1), SimpleNamespace(world_size=2, strategy=summed)
+    for trainer, loss, bad in ((one, 1.0, False), (one, torch.nan, True), (one, torch.inf, True), (two, 1.0, True)):
+        stop = StopAtNaN()
+        stop._host = torch.empty(2)
+        stop.on_after_backward(trainer, None)  # nothing was copied yet
+        stop._copy(trainer, torch.tensor(loss))
+        if bad:
+            with pytest.raises(LossIsNoNumber, match=f"Got {loss:g}"):
+                stop.on_after_backward(trainer, None)
+        else:
+            stop.on_after_backward(trainer, None)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is here")
+def test_a_gpu_is_not_waited_for_before_its_backward_pass():
+    stop, trainer = StopAtNaN(), SimpleNamespace(world_size=1)
+    losses = [torch.tensor(loss, device="cuda") for loss in (1.0, torch.nan)]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        stop.on_before_backward(trainer, None, losses[0])
+        stop.on_after_backward(trainer, None)
+        stop.on_before_backward(trainer, None, losses[1])
+        with pytest.raises(LossIsNoNumber, match="Got nan"):
+            stop.on_after_backward(trainer, None)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
