@@ -24,7 +24,7 @@ CELLS = [(way, vendors) for vendors in DOMAINS.values() for way in WAYS]
 KINDS = {"learned": "temperature learned", "tuned": "temperature tuned"}
 TITLES = {"zero-shot": "zero-shot (aligned, not fine-tuned)"} | {
     f"{name}, {kind}": f"{method.title}, {told}" for name, method in METHODS.items() for kind, told in KINDS.items()
-}
+} | {f"alpha {alpha:g}": f"alpha {alpha:g}" for alpha in ALPHAS}
 LEVEL = 0.05
 
 
@@ -92,6 +92,17 @@ def sentences(tables: dict[str, list[dict[str, Any]]]) -> list[str]:
         + (", ".join(map(told, shown_tuned)) or f"no difference shown; the largest is {told(max(tuned, key=_size))}")
         + ".",
     ]
+    of_half = tables["ensemble"]
+    half = {verdict: [row for row in of_half if row["verdict"] == verdict] for verdict in ("better", "worse")}
+    lines.append(
+        "Weights half way between the aligned and the fine-tuned ones (WiSE-FT)"
+        + "".join(
+            f"{' gain' if verdict == 'better' else '; they lose'} "
+            + (", ".join(f"{told(row)} over {_end(row['against'])}" for row in rows) or "nothing that can be told")
+            for verdict, rows in half.items()
+        )
+        + "."
+    )
     for kind, words in (("learned", "both at the temperature that is learned"), ("tuned", "both at a tuned one")):
         rows = tables[kind]
         better, worse = ([row for row in rows if row["verdict"] == verdict] for verdict in ("better", "worse"))
@@ -102,6 +113,10 @@ def sentences(tables: dict[str, list[dict[str, Any]]]) -> list[str]:
             + "."
         )
     return lines
+
+
+def _end(name: str) -> str:
+    return "the aligned ones" if name == "alpha 0" else "the fine-tuned ones"
 
 
 def _size(row: dict[str, Any]) -> float:
@@ -119,8 +134,9 @@ def write_page(arms: dict[str, Runs], tuning: dict[str, Any]) -> None:
         **{kind: [(f"{one}, {kind}", f"{other}, {kind}") for one, other in against.items()] for kind in KINDS},
         "beyond": [(f"{name}, learned", "plain, tuned") for name in mixings],
         "own": [(f"{name}, tuned", "own, tuned") for name in ("mochi_own", "synco_own")],
+        "ensemble": [("alpha 0.5", "alpha 0"), ("alpha 0.5", "alpha 1")],
     }
-    tables = {name: differences(arms, pairs) for name, pairs in pairs_of.items()}
+    tables = {name: differences(arms | between, pairs) for name, pairs in pairs_of.items()}
     seconds = [float(run["seconds"]) for name in arms if name != "zero-shot" for run in arms[name]]
     machine = environment("cpu")
     counts = [len(values(arms["zero-shot"], *cell)[1]) for cell in CELLS]
@@ -178,6 +194,7 @@ def write_page(arms: dict[str, Runs], tuning: dict[str, Any]) -> None:
         table(["alpha", *HEADS, *(f"top-1, {domain}" for domain in DOMAINS), *(f"ECE, {domain}" for domain in DOMAINS)],
               [[name.removeprefix("alpha "), *(f"{value:.3f}" for value in of_arm(runs)),
                 *(f"{value:.3f}" for value in of_classes(runs).values())] for name, runs in between.items()]), "",
+        "R@1:", "", shown(tables["ensemble"]), "",
     ]  # fmt: skip
     write(RESULTS / "clip_emoji.md", "\n".join(page))
     write(RESULTS / "clip_emoji.json", json.dumps(facts, indent=1) + "\n")

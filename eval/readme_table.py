@@ -57,9 +57,13 @@ def gains(results: Path = RESULTS) -> str:
 
 
 def study(results: Path = RESULTS) -> str:
-    """The sentences of the study on emoji."""
+    """The sentences of the study on emoji, and how long it took where that was kept."""
     found = json.loads((results / "study_emoji.json").read_text(encoding="utf-8"))
-    return "\n".join(f"- {each['sentence']}" for each in found["differences"])
+    lines = "\n".join(f"- {each['sentence']}" for each in found["differences"])
+    if found.get("time") is None:
+        return lines
+    minutes, processes = found["time"]["wall seconds"] / 60, found["time"]["at once"]
+    return f"In {minutes:.0f} minutes on {found['machine']['cores']} cores, up to {processes} runs at once:\n\n{lines}"
 
 
 def between(text: str, mark: str, content: str) -> str:

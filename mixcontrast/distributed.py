@@ -79,6 +79,24 @@ def _deep(criterion: DeepMetrix, ranks: _Ranks, encoder: nn.Module, inputs: Tens
     return real + criterion.weight * _loss(MixedTable(criterion), mixtures, ranks, ranks.share)
 
 
+def whole_batch(inputs: Sequence[Any]) -> list[Any]:
+    """What a criterion over the batch of all ranks is called with, of what this rank calls it with.
+
+    Args:
+        inputs: tensors of one or more dimensions are gathered along their first, in rank order, without gradient; all
+            else is as it is. Every rank must ask.
+
+    Raises:
+        ValueError: as `Gathered`.
+    """
+    found = list(inputs)
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        places = [place for place, x in enumerate(found) if isinstance(x, Tensor) and x.ndim]
+        for place, tensor in zip(places, _Ranks().whole([found[place].detach() for place in places]), strict=True):
+            found[place] = tensor
+    return found
+
+
 class _Ranks:
     """The processes of a group, each with its part of the batch."""
 

@@ -35,30 +35,50 @@ def there(name: str) -> str:
     return name
 
 
-def environment(device: str) -> dict[str, str | int | None]:
-    """Versions of the packages, machine, and the git revision of this program; None where there is none."""
+def environment(device: str) -> dict[str, str | int | bool | None]:
+    """Versions of the packages, machine, and the git revision of this program; None where there is none.
+
+    `git changed` says whether files of that revision were changed.
+    """
     versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
+    revision, changed = revision_of(Path(__file__).parents[1])
     return {
         "device": device,
         "machine": platform.machine(),
         "system": platform.system(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "git": _revision(),
+        "git": revision,
+        "git changed": changed,
         **versions,
     }
 
 
-def _revision() -> str | None:
+def revision_of(folder: Path) -> tuple[str | None, bool | None]:
+    """The git revision of mixcontrast's own sources, and whether files of it were changed; None, None where none is.
+
+    Args:
+        folder: that holds the package: the top of its repository, and not a folder inside a user's.
+    """
+    top = _git(folder, "rev-parse", "--show-toplevel")
+    project = folder / "pyproject.toml"
+    if top is None or Path(top).resolve() != folder.resolve() or not project.exists():
+        return None, None
+    if 'name = "mixcontrast"' not in project.read_text(encoding="utf-8").splitlines():
+        return None, None
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return _git(folder, "rev-parse", "HEAD"), None if changed is None else bool(changed)
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git answers; None where it refuses, or is not installed."""
     git = shutil.which("git")
     if git is None:
         return None
-    run = subprocess.run(
-        [git, "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    return run.stdout.strip() or None
+    run = subprocess.run([git, *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    return run.stdout.strip() if run.returncode == 0 else None

@@ -8,8 +8,10 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mixcontrast import InfoNCE, SupConLoss
 from mixcontrast.models import MLP, EfficientNetLite0Network, FeatureHead, ProjectionHead, TimmNetwork
 from mixcontrast.models.features import efficientnet_lite0
+from mixcontrast.training import MetricLearning, SelfSupervised
 from mixcontrast.training.optimization import check_head, drop_gradients_but_of_head, optimizer_of
 
 NAME = "test_resnet.r160_in1k"
@@ -24,6 +26,20 @@ def test_a_timm_network_under_a_linear_layer():
     network = TimmNetwork(NAME, 8, pool="avgmax", in_chans=1)
     assert network(IMAGES[:, :1]).shape == (4, 8) and network.head.in_features == network.num_features
     assert TimmNetwork(NAME)(IMAGES).shape == (4, network.num_features)
+
+
+@pytest.mark.parametrize("embedding_dim", [None, 8])
+def test_a_network_begins_from_a_checkpoint_of_ours(embedding_dim, tmp_path):
+    module = SelfSupervised(TimmNetwork(NAME, embedding_dim), InfoNCE(), projector=nn.Linear(8, 4), momentum=0.9)
+    torch.save({"state_dict": module.state_dict(), "config": {}}, tmp_path / "best.ckpt")
+    torch.save({"state_dict": MetricLearning(timm.create_model(NAME), SupConLoss()).state_dict()}, tmp_path / "bare.pt")
+    network = TimmNetwork(NAME, 6, weights=tmp_path / "best.ckpt")
+    for name, tensor in module.encoder.backbone.state_dict().items():
+        assert torch.equal(network.backbone.state_dict()[name], tensor), name
+    assert network.head.weight.shape == (6, network.num_features)
+    TimmNetwork(NAME, weights=tmp_path / "bare.pt")
+    with pytest.raises(ValueError, match="does not fit timm's test_vit. It lacks"):
+        TimmNetwork("test_vit", weights=tmp_path / "best.ckpt")
 
 
 def test_frozen_batch_norm_stays_through_train():

@@ -76,7 +76,8 @@ def _step(name: str, root: Path, out: Path) -> None:
     data, network = "--data.init_args.", "--model.init_args."
     arguments = [
         "--trainer.accelerator=cpu", "--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--judge_every=1",
-        "--trainer.enable_progress_bar=false", f"{network}encoder.init_args.name=test_resnet",
+        *([] if name.startswith("agedb") else ["--test_every=1"]), "--trainer.enable_progress_bar=false",
+        f"{network}encoder.init_args.name=test_resnet",
         f"{data}augment.init_args.size=32", f"{data}transform.init_args.size=32", f"{data}num_workers=0",
         f"{data}examples.init_args.root={root}",
     ]  # fmt: skip
@@ -113,6 +114,13 @@ def test_a_published_recipe_runs_a_step_on_data_laid_out_the_same(name, tmp_path
     facts = found.settings["fit"]
     assert facts["steps"] == 1
     watched = kind == "agedb"  # alone has a published validation part
+    logged = (tmp_path / "run" / "metrics.csv").read_text().partition("\n")[0]
+    assert ("test/" in logged, "val/" in logged) == (not watched, watched)
+    recipe = (ROOT / "configs" / f"{name}.yaml").read_text(encoding="utf-8")
+    assert ("\ntest_every: " in recipe) == (not watched)
+    if "mixcontrast.Metrix\n" in recipe:  # of so many examples a class, a proxy among them or an example
+        per_class = int(recipe.partition("per_class: ")[2].partition("\n")[0])
+        assert f"max_positives: {per_class - ('proxy' not in name)} " in recipe
     assert (facts["judged"], facts["monitor"]) == (("best.ckpt", "val/MAE") if watched else ("last.ckpt", None))
 
 

@@ -6,6 +6,7 @@ import re
 import time
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,7 +21,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from mixcontrast.commands.fit_errors import build, parse
-from mixcontrast.training.callbacks import Bar, RetrievalCallback
+from mixcontrast.training.callbacks import Bar, LooksAtTest, RetrievalCallback
 from mixcontrast.training.fitting import FitModule
 from mixcontrast.training.measures import Measures
 from mixcontrast.training.run import Recorder, RunFolder, step_of
@@ -65,6 +66,11 @@ def fit_parser(
     parser.add_argument(
         "--judge_every", type=int, default=1, help="Epochs between looks at the validation part; best.ckpt is of these."
     )
+    parser.add_argument(
+        "--test_every", type=int, default=0,
+        help="Epochs between looks at the test part, logged as test/..., for recipes without a validation part; "
+        "nothing is chosen by them. 0: none before the end.",
+    )  # fmt: skip
     parser.add_argument(
         "--save_every", type=int, default=500, help="Steps between writes of last.ckpt; each epoch writes it as well."
     )
@@ -118,6 +124,8 @@ def fit(arguments: list[str], *, callbacks: Sequence[lightning.Callback] = (), j
     config = parse(parser, arguments)
     if config.save_every < 0:
         raise ValueError(f"`save_every` must be at least 0. Got {config.save_every}; 0 writes each epoch only.")
+    if config.test_every < 0:
+        raise ValueError(f"`test_every` must be at least 0. Got {config.test_every}; 0 judges it at the end only.")
     plain = _plain(parser, config)
     if config.out is None:
         recipe = config.config[-1] if config.config else "fit"
@@ -154,6 +162,7 @@ def _fit(
     own: list[lightning.Callback] = [
         *judges,
         *callbacks,
+        *([LooksAtTest(partial(module.judge_test, data), ready.test_every)] if judged and ready.test_every else []),
         Measures(retrieval),
         Repeatable(seed),
         StopAtNaN(),

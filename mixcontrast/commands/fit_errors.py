@@ -7,10 +7,13 @@ import inspect
 import re
 from argparse import ArgumentError
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch.utilities.seed import isolate_rng
 
+from mixcontrast.data.found import existing
 from mixcontrast.wording import nearest
 
 _KEY = re.compile(r'Parser key "(?P<key>[^"]+)":')
@@ -46,13 +49,18 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
 
 
 def build(parser: ArgumentParser, config: Namespace) -> Namespace:
-    """What a config describes, built.
+    """What a config describes, built: the data first, so that a folder that is not there is said before any weights are
+    fetched; random numbers that they draw are not missing from the model's.
 
     Raises:
         BadConfig: in one line, what a class refused, without jsonargparse's words around it.
     """
     try:
-        return parser.instantiate(config)
+        with isolate_rng():
+            data = parser.instantiate(Namespace(data=config.data)).data
+        ready = parser.instantiate(Namespace(**{name: part for name, part in vars(config).items() if name != "data"}))
+        ready.data = data
+        return ready
     except ValueError as error:
         text = str(error)
         if not text.startswith("Does not validate against"):
@@ -130,7 +138,11 @@ def _of_leaf(leaf: re.Pattern, found: dict[str, str], keys: list[str], path: str
         if not path:
             return f"A recipe needs {found['names'].replace(', ', ' and ')}. Give one by --config FILE."
         return f"{_at(keys)}: {path} needs {found['names'].replace(', ', ' and ')}. Set it in its init_args."
-    return f"There is no file {found['file']}. Name a recipe by --config, such as configs/emoji_multi_similarity.yaml."
+    try:
+        existing(Path(found["file"]), "A recipe", "Name one by --config.")
+    except ValueError as error:
+        return str(error)
+    return f"{found['file']} must be a file that can be read. Name a recipe by --config."
 
 
 def _at(keys: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mixcontrast.data.published import CUB200, AgeDB, Cars196, ImageNet100, InShop, StanfordOnlineProducts
     from mixcontrast.data.sampler import MPerClassBatchSampler, ShuffledBatchSampler
     from mixcontrast.data.splits import Parts
+    from mixcontrast.data.stored import StoredFeatures
     from mixcontrast.data.tables import Table
     from mixcontrast.data.torchvision_examples import FashionMNIST, TorchvisionImages
     from mixcontrast.data.words import WordValence
@@ -36,6 +37,7 @@ _FILES = {
     "published": ("AgeDB", "CUB200", "Cars196", "ImageNet100", "InShop", "StanfordOnlineProducts"),
     "sampler": ("MPerClassBatchSampler", "ShuffledBatchSampler"),
     "splits": ("Parts",),
+    "stored": ("StoredFeatures",),
     "tables": ("Table",),
     "torchvision_examples": ("FashionMNIST", "TorchvisionImages"),
     "words": ("WordValence",),
@@ -70,6 +72,7 @@ __all__ = [
     "ShuffledBatchSampler",
     "StanfordOnlineProducts",
     "Steps",
+    "StoredFeatures",
     "Table",
     "TorchvisionImages",
     "ValuesData",

@@ -19,7 +19,8 @@ class TimmNetwork(nn.Module):
         name: as timm knows it, with the tag of its pretrained weights where you want those (resnet50.a1_in1k).
         embedding_dim: width of an embedding (D); None: the pooled features themselves.
         pretrained: start from the weights that timm fetches.
-        weights: a file to start from instead (.pt, .pth, .safetensors), with or without its classifier.
+        weights: a file to start from instead (.pt, .pth, .safetensors), with or without its classifier; or a checkpoint
+            of `mixcontrast fit` (best.ckpt), of whose encoder the backbone is taken.
         in_chans: channels of an image.
         pool: how timm pools ("avg", "max", "avgmax", "token"); None: the network's own way.
         image_size: pixels a side, for networks that must know it (vision transformers); None: not said.

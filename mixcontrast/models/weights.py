@@ -8,6 +8,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from mixcontrast.data.found import existing
 from mixcontrast.wording import nearest
 
 
@@ -22,8 +23,12 @@ def check_timm_name(name: str) -> None:
 
 
 def load_timm_weights(network: nn.Module, weights: Path, name: str) -> None:
-    """Loads weights of a network with or without its classifier."""
-    state = read_state_dict(weights)
+    """Loads weights of a network with or without its classifier; of a checkpoint of `mixcontrast fit`, its encoder's.
+
+    Raises:
+        ValueError: no such file, or one that does not fit.
+    """
+    state = _of_encoder(read_state_dict(weights), set(network.state_dict()))
     try:
         found = network.load_state_dict(state, strict=False)
     except RuntimeError as error:
@@ -39,12 +44,27 @@ def load_timm_weights(network: nn.Module, weights: Path, name: str) -> None:
         )
 
 
+def _of_encoder(state: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
+    """Of the weights of a training module those of its encoder, or of this one's backbone; other weights as they are.
+
+    Args:
+        state: of the module.
+        wanted: names that the network has.
+    """
+    for prefix in ("encoder.backbone.", "encoder."):
+        inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        if not wanted & set(state) and wanted & set(inside):
+            return inside
+    return state
+
+
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The weights of a file, of whatever holds them.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: it is not there, or cannot be read.
     """
+    existing(path, "A file of weights", "Name one that is.")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

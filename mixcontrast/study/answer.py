@@ -54,7 +54,7 @@ def answer_of(plan: Plan, folder: Path, seeds: int) -> dict[str, Any]:
     tuned = {arm.name: read(tuned_file(folder, arm)) for arm in kept}
     edges = {arm.name: at_the_edge(arm, tuned[arm.name]["point"]) for arm in kept}
     for each in differences:
-        each["sentence"] += edge_sentence({name: edges[name] for name in (each["criterion"], each["against"])})
+        each["sentence"] += edge_sentence(each["criterion"], edges[each["criterion"]])
     return {
         "question": {
             "metric": plan.metric, "better": "lower" if plan.metric in SMALLER_IS_BETTER else "higher",
@@ -86,10 +86,9 @@ def at_the_edge(arm: Arm, point: dict[str, float]) -> dict[str, float]:
     }
 
 
-def edge_sentence(edges: dict[str, dict[str, float]]) -> str:
-    """What stands behind a comparison's sentence where one of the two was chosen at the edge of its grid."""
-    told = [f"{in_words(chosen)} of {name}" for name, chosen in edges.items() if chosen]
-    return f" Chosen at the edge of the grid: {'; '.join(told)}." if told else ""
+def edge_sentence(name: str, edges: dict[str, float]) -> str:
+    """What stands behind a sentence where a criterion was chosen at the edge of its grid; else nothing."""
+    return f" {name} was chosen at the edge of the grid: {in_words(edges)}." if edges else ""
 
 
 def in_words(point: dict[str, float]) -> str:
@@ -246,7 +245,8 @@ def summary(answer: dict[str, Any]) -> str:
     if own:
         told = [f"{each['criterion']} {each['verdict']}" for each in own]
         text += f". Against their own loss alone: {'; '.join(told)}"
-    return text[:1].upper() + text[1:] + "."
+    of_baseline = edge_sentence(question["baseline"], answer["criteria"][question["baseline"]]["at the edge"])
+    return text[:1].upper() + text[1:] + "." + of_baseline
 
 
 def _list(names: list[str]) -> str:

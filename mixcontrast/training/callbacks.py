@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextCol
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
-from mixcontrast.retrieval import RetrievalEvaluator
+from mixcontrast.retrieval import Evaluation, RetrievalEvaluator
 
 
 def first_two(batch: Any) -> tuple[Any, Tensor]:
@@ -173,6 +173,40 @@ class RetrievalCallback(lightning.Callback):
             module.log(self.prefix + name, value, prog_bar=place == 0, batch_size=1, sync_dist=True)
         if fitting:
             self.history.append({"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **found})
+
+
+class LooksAtTest(lightning.Callback):
+    """Judges the test part as the end of the run does, and logs the means as `test/Recall@1`: to watch, not to choose.
+
+    For runs without a validation part, as of a published protocol, which would show nothing until they end. No
+    checkpoint is chosen by it. The first process judges, the others wait. Looking changes no training.
+
+    Args:
+        judge: what the module as it is reaches on the test part: FitModule's `judge_test` of the data.
+        every_n_epochs: judges in epochs n, 2 n, and so on.
+
+    Raises:
+        ValueError: as `judge`.
+    """
+
+    def __init__(self, judge: Callable[[], Evaluation], every_n_epochs: int) -> None:
+        self.judge, self.every_n_epochs = judge, every_n_epochs
+
+    def on_train_epoch_end(self, trainer, module) -> None:
+        if trainer.fast_dev_run or (trainer.current_epoch + 1) % self.every_n_epochs:
+            return
+        found: dict[str, float] | Exception | None = None
+        if trainer.is_global_zero:
+            try:
+                judged = self.judge()
+                found = {name: judged.mean(name) for name in judged.values}
+            except (ValueError, TypeError) as error:  # told to all: the others would wait for ever
+                found = error
+        found = trainer.strategy.broadcast(found)
+        if isinstance(found, Exception):
+            raise found
+        for place, (name, value) in enumerate(found.items()):
+            module.log(f"test/{name}", value, prog_bar=place == 0, batch_size=1, sync_dist=True)
 
 
 @contextmanager

@@ -15,13 +15,17 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from mixcontrast.distributed import Gathered
 from mixcontrast.losses import CyClipLoss, HardNegativeLoss, Loss
-from mixcontrast.mixers import Mixer, MoCHi, SupReMix
+from mixcontrast.mixers import Mixer, SupReMix
+from mixcontrast.queue import KeyQueue
 from mixcontrast.retrieval import DML, Evaluation, evaluate
 from mixcontrast.similarity import unit
+from mixcontrast.tiling import Tiled
 from mixcontrast.training.callbacks import embed_loader
 
 KS = (1, 2, 4, 8)
+LOOKED_AT = 2048  # examples of a batch that are looked at when it is logged: a table of all would undo `Tiled`
 LABELS, VALUES, VIEWS = ("embeddings", "labels"), ("embeddings", "values"), ("query", "key")
 _FITS = {
     LABELS: "SupConLoss(), MultiSimilarityLoss() or Metrix(MultiSimilarityLoss())",
@@ -40,6 +44,7 @@ class FitModule(lightning.LightningModule, ABC):
 
     encoder: nn.Module
     criterion: nn.Module | None
+    _of_all_ranks: tuple[Gathered, ...] = ()  # the criterion as a step calls it; of a tuple no names in a checkpoint
 
     @abstractmethod
     def monitor(self, data: lightning.LightningDataModule) -> tuple[str, str]:
@@ -79,13 +84,18 @@ class FitModule(lightning.LightningModule, ABC):
         return None
 
 
-def called_with(criterion: Loss | Mixer) -> tuple[str, ...]:
+def untiled(criterion: nn.Module) -> nn.Module:
+    """What `Tiled` is around, or the criterion itself."""
+    return criterion.criterion if isinstance(criterion, Tiled) else criterion
+
+
+def called_with(criterion: Loss | Mixer | Tiled) -> tuple[str, ...]:
     """The names of the two tensors that a criterion is called with."""
-    part: Loss | Mixer = criterion
+    part: Loss | Mixer = untiled(criterion)
     while isinstance(part, Mixer):
         if isinstance(part, SupReMix):
             return VALUES
-        if isinstance(part, MoCHi) and part.queue is not None:
+        if any(isinstance(child, KeyQueue) for child in part.children()):
             return VIEWS
         part = part.loss
     while isinstance(part, HardNegativeLoss | CyClipLoss):  # called as what they wrap
@@ -100,7 +110,7 @@ def check_criterion(owner: str, criterion: nn.Module, wanted: Sequence[tuple[str
         TypeError: not a criterion of ours, or one that is called with something else.
     """
     fitting = " or ".join(_FITS[kind] for kind in wanted)
-    if not isinstance(criterion, Loss | Mixer):
+    if not isinstance(untiled(criterion), Loss | Mixer):
         raise TypeError(
             f"{owner} needs a mixcontrast loss or mixer. Got {type(criterion).__name__}; use {fitting}."
         )
@@ -113,8 +123,10 @@ def check_criterion(owner: str, criterion: nn.Module, wanted: Sequence[tuple[str
         )
 
 
-def _written(criterion: Loss | Mixer) -> str:
+def _written(criterion: Loss | Mixer | Tiled) -> str:
     name = type(criterion).__name__
+    if isinstance(criterion, Tiled):
+        return f"{name}({_written(criterion.criterion)})"
     wraps = isinstance(criterion, Mixer | HardNegativeLoss | CyClipLoss)
     return f"{name}({_written(criterion.loss)})" if wraps else name
 

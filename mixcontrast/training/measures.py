@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from types import UnionType
+from typing import Any
+
 import lightning
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -16,12 +21,14 @@ from mixcontrast.analysis import (
     uniformity,
     utilization,
 )
+from mixcontrast.distributed import whole_batch
 from mixcontrast.losses import Loss
-from mixcontrast.mixers import DeepMetrix, Metrix, Mixer, MoCHi
+from mixcontrast.mixers import DeepMetrix, Metrix, Mixer, MoCHi, SynCo
 from mixcontrast.mixers.base import innermost
 from mixcontrast.similarity import unit
-from mixcontrast.training.callbacks import RetrievalCallback, embed_shared
-from mixcontrast.training.fitting import VALUES, VIEWS, FitModule, at_a_log_step, called_with
+from mixcontrast.tiling import Tiled
+from mixcontrast.training.callbacks import RetrievalCallback, embed_shared, judging
+from mixcontrast.training.fitting import LOOKED_AT, VALUES, VIEWS, FitModule, at_a_log_step, called_with, untiled
 
 TRAINING_ROWS = 2048  # of the training part, drawn once, that utilization is measured against
 
@@ -29,14 +36,15 @@ TRAINING_ROWS = 2048  # of the training part, drawn once, that utilization is me
 class Measures(lightning.Callback):
     """Looks at what the criterion is called with and logs, by its kind, at the steps that are logged:
 
-    - two views: proxy-task accuracy (how many queries find their key before every negative; with MoCHi also with the
-      mixed ones), alignment and uniformity;
+    - two views: proxy-task accuracy (how many queries find their key before every negative), alignment and uniformity;
     - values: the rank correlation of similarity with nearness of values;
-    - two towers: the modality gap;
+    - two towers: the modality gap, alignment of images with their texts, and uniformity, the mean of both towers';
+    - MoCHi and SynCo, whatever they are called with: proxy-task accuracy without and with the mixed negatives;
     - Metrix, each time that retrieval is judged: utilization, the squared distance of validation embeddings to the
       nearest of 2,048 training embeddings, and to the nearest of these and of as many mixtures of them.
 
-    Looking changes no training: random state and queue stay as they are.
+    Of a batch larger than 2,048 these are of its first 2,048 examples. Under several processes they are of the batch of
+    all. Looking changes no training: random state and queue stay as they are.
 
     Args:
         judge: whose validation embeddings utilization is measured on; None: it is not measured.
@@ -44,26 +52,28 @@ class Measures(lightning.Callback):
 
     def __init__(self, judge: RetrievalCallback | None) -> None:
         self.judge = judge
-        self._handle: torch.utils.hooks.RemovableHandle | None = None
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def on_train_start(self, trainer, module: FitModule) -> None:
-        if isinstance(module.criterion, Loss | Mixer):
-            self._handle = module.criterion.register_forward_pre_hook(
-                lambda criterion, inputs: self._look(trainer, module, criterion, inputs)
-            )
+        if isinstance(untiled(module.criterion), Loss | Mixer):
+            self._handles = [
+                called.register_forward_pre_hook(lambda called, inputs: self._look(trainer, module, inputs))
+                for called in module._of_all_ranks
+            ]
 
     def on_train_end(self, trainer, module) -> None:
-        if self._handle is not None:
-            self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
 
-    def _look(self, trainer, module, criterion: Loss | Mixer, inputs: tuple[Tensor, ...]) -> None:
-        if not criterion.training:
+    def _look(self, trainer, module: FitModule, inputs: tuple[Any, ...]) -> None:
+        if not module.criterion.training or not at_a_log_step(trainer):
             return
-        if not at_a_log_step(trainer):
+        inputs = tuple(x.detach() if isinstance(x, Tensor) else x for x in whole_batch(inputs))
+        if not trainer.is_global_zero:
             return
-        with torch.no_grad(), isolate_rng():
-            found = measures_of(criterion, tuple(x.detach() if isinstance(x, Tensor) else x for x in inputs))
-        module.log_dict(found)
+        inputs = tuple(x[:LOOKED_AT] if isinstance(x, Tensor) and x.ndim else x for x in inputs)
+        with isolate_rng():
+            module.log_dict(measures_of(module.criterion, inputs))
 
     def on_train_epoch_end(self, trainer, module: FitModule) -> None:
         mixes = isinstance(module.criterion, DeepMetrix) or find(module.criterion, Metrix) is not None
@@ -83,36 +93,51 @@ class Measures(lightning.Callback):
 
 
 @torch.no_grad()
-def measures_of(criterion: Loss | Mixer, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+def measures_of(criterion: Loss | Mixer | Tiled, inputs: tuple[Any, ...]) -> dict[str, Tensor]:
     """The measures of one batch; the criterion's queue and counters stay as they are.
+
+    What a batch does not tell (the order of values that are all equal) is left out.
 
     Args:
         criterion: as it is about to be called.
         inputs: what it is called with.
     """
+    criterion = untiled(criterion)
     first, second = inputs[:2]
     kind = called_with(criterion)
-    found: dict[str, Tensor] = {}
+    mixer = find(criterion, MoCHi | SynCo)
+    wanted: dict[str, Callable[[], Tensor]] = {}
     if kind == VALUES:
-        found["rank correlation"] = rank_correlation(first, second)
+        wanted["rank correlation"] = lambda: rank_correlation(first, second)
     elif kind == VIEWS:
-        found["alignment"] = alignment(unit(first), unit(second))
-        found["uniformity"] = uniformity(unit(first))
-        training = criterion.training
-        criterion.eval()  # keys do not join the queue, steps are not counted
-        (pairs,) = criterion.tables(*inputs)
-        found["proxy task"] = proxy_task_accuracy(pairs)
-        mochi = find(criterion, MoCHi)
-        if mochi is not None and mochi.step >= mochi.warmup_steps:
-            found["proxy task mixed"] = proxy_task_accuracy(mochi.mix(pairs, mochi.draw(pairs)))
-        criterion.train(training)
+        wanted["alignment"] = lambda: alignment(first, second)
+        wanted["uniformity"] = lambda: uniformity(first)
     elif innermost(criterion).towers:
-        found["modality gap"] = modality_gap(first, second)
+        wanted["modality gap"] = lambda: modality_gap(first, second)
+        wanted["alignment"] = lambda: alignment(first, second)
+        wanted["uniformity"] = lambda: (uniformity(first) + uniformity(second)) / 2
+    if kind == VIEWS or mixer is not None:
+        with judging(criterion):  # keys do not join the queue, steps are not counted
+            tables = criterion.tables(*inputs)
+        wanted["proxy task"] = lambda: _mean(proxy_task_accuracy(pairs) for pairs in tables)
+        if mixer is not None and mixer.step >= mixer.warmup_steps:
+            wanted["proxy task mixed"] = lambda: _mean(
+                proxy_task_accuracy(mixer.mix(pairs, mixer.draw(pairs))) for pairs in tables
+            )
+    found: dict[str, Tensor] = {}
+    for name, measure in wanted.items():
+        with suppress(ValueError):
+            found[name] = measure()
     return found
 
 
-def find(criterion: nn.Module, kind: type[Mixer]) -> Mixer | None:
+def _mean(numbers: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(numbers)).mean()
+
+
+def find(criterion: nn.Module, kind: type[Mixer] | UnionType) -> Mixer | None:
     """The mixer of a kind in a stack, outermost first."""
+    criterion = untiled(criterion)
     while isinstance(criterion, Mixer):
         if isinstance(criterion, kind):
             return criterion

@@ -9,14 +9,16 @@ from typing import Any
 import lightning
 from torch import Tensor, nn
 
-from mixcontrast.distributed import Gathered
+from mixcontrast.distributed import Gathered, whole_batch
 from mixcontrast.losses import Loss
 from mixcontrast.mixers import DeepMetrix, Mixer
 from mixcontrast.retrieval import Evaluation, RetrievalEvaluator
+from mixcontrast.tiling import Tiled
 from mixcontrast.training.callbacks import RetrievalCallback
 from mixcontrast.training.fitting import (
     KS,
     LABELS,
+    LOOKED_AT,
     FitModule,
     at_a_log_step,
     check_criterion,
@@ -30,6 +32,7 @@ from mixcontrast.training.optimization import (
     check_head,
     drop_gradients_but_of_head,
     optimizer_of,
+    resting,
     with_schedule,
 )
 
@@ -39,13 +42,14 @@ class MetricLearning(FitModule):
 
     Args:
         encoder: inputs to (B, D) embeddings.
-        criterion: a loss or mixer called with (embeddings, labels), or DeepMetrix. Its own parameters (proxies) are
-            trained too. Under several processes it reads the batch of all.
+        criterion: a loss or mixer called with (embeddings, labels), Tiled around one, or DeepMetrix. Its own parameters
+            (proxies) are trained too. Under several processes it reads the batch of all.
         optimizer: a class of torch.optim and its arguments; biases and norms do not decay.
         proxy_factor: the proxies' learning rate is so many times that of the encoder.
         warmup_epochs: the learning rate rises linearly over so many epochs.
         cosine: it then falls to zero by a cosine, else it stays.
-        head_only_epochs: at first the part `head` of the encoder is trained alone.
+        head_only_epochs: at first the part `head` of the encoder is trained alone; batch norm before it keeps its
+            statistics.
 
     Batches are `(inputs (B, ...), labels (B,) int64)`.
 
@@ -57,7 +61,7 @@ class MetricLearning(FitModule):
     def __init__(
         self,
         encoder: nn.Module,
-        criterion: Loss | Mixer | DeepMetrix,
+        criterion: Loss | Mixer | Tiled | DeepMetrix,
         *,
         optimizer: OptimizerCallable = adamw,
         proxy_factor: float = 100.0,
@@ -78,17 +82,16 @@ class MetricLearning(FitModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         inputs, labels = batch
-        if isinstance(self.criterion, DeepMetrix):
-            with _seen(self.encoder) as outputs:
+        with resting(self.encoder, self.current_epoch < self.head_only_epochs), _seen(self.encoder) as outputs:
+            if isinstance(self.criterion, DeepMetrix):
                 loss = self._of_all_ranks[0](self.encoder, inputs, labels)
-            embeddings = outputs[0][: len(labels)]  # mixtures are behind
-        else:
-            embeddings = self.encoder(inputs)
-            loss = self._of_all_ranks[0](embeddings, labels)
+            else:
+                loss = self._of_all_ranks[0](self.encoder(inputs), labels)
+        embeddings = outputs[0][: len(labels)]  # mixtures are behind
         self.log("loss", loss, prog_bar=True)
         if at_a_log_step(self.trainer):
-            alike = labels[:, None] == labels[None, :]
-            self.log_dict(mean_similarities(embeddings.detach(), alike), prog_bar=True)
+            embeddings, labels = (rows[:LOOKED_AT] for rows in whole_batch([embeddings.detach(), labels]))
+            self.log_dict(mean_similarities(embeddings, labels[:, None] == labels[None, :]), prog_bar=True)
         return loss
 
     def on_after_backward(self) -> None:

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from mixcontrast.training.fitting import FitModule
+from mixcontrast.training.fitting import FitModule, untiled
 from mixcontrast.training.safety import Repeatable, StopAtNaN, quieten
 
 Look = Callable[[torch.nn.Module, tuple[Any, ...], Tensor], None]
@@ -47,7 +47,7 @@ class _Looking(lightning.Callback):
     def _see(self, criterion, inputs) -> None:
         if criterion.training and self.step >= self.after and (self.step - self.after) % self.every == 0:
             with isolate_rng():
-                self.look(criterion, inputs, self.labels)
+                self.look(untiled(criterion), inputs, self.labels)
 
 
 def look_at_batches(

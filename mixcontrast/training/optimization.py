@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
@@ -78,20 +80,49 @@ def with_schedule(
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def check_head(encoder: nn.Module, head_only_epochs: int) -> None:
+def check_head(encoder: nn.Module, head_only_epochs: int, *others: nn.Module) -> None:
     """One line where the head alone is to be trained first and there is none.
+
+    Args:
+        encoder: with a part `head`, or without.
+        head_only_epochs: for so many epochs.
+        others: parts behind the encoder that are trained with its head.
 
     Raises:
         ValueError: so it is, or a number below 0.
     """
-    children = dict(encoder.named_children())
+    trained = [p for part in (*_head(encoder), *others) for p in part.parameters()]
     if head_only_epochs < 0:
         raise ValueError(f"`head_only_epochs` must be at least 0. Got {head_only_epochs}; 0 trains all from the start.")
-    if head_only_epochs and ("head" not in children or not list(children["head"].parameters())):
+    if head_only_epochs and not trained:
         raise ValueError(
             f"`head_only_epochs` needs an encoder whose part `head` has weights. Got {type(encoder).__name__} with "
-            f"{', '.join(children) or 'no parts'}; give it an embedding_dim, or set head_only_epochs: 0."
+            f"{', '.join(name for name, _ in encoder.named_children()) or 'no parts'}; give it an embedding_dim, or "
+            "set head_only_epochs: 0."
         )
+
+
+def _head(encoder: nn.Module) -> list[nn.Module]:
+    """The part `head` of an encoder, where it has one."""
+    return [part for name, part in encoder.named_children() if name == "head"]
+
+
+@contextmanager
+def resting(encoder: nn.Module, rests: bool) -> Iterator[None]:
+    """While the head alone is trained, the rest of the encoder is passed with batch norm in eval mode.
+
+    Its statistics stay, so that what is trained next begins from the network as it was given.
+    """
+    head = {part for found in _head(encoder) for part in found.modules()}
+    norms = [part for part in encoder.modules() if isinstance(part, _BatchNorm) and part.training and part not in head]
+    norms = norms if rests else []
+    for part in norms:
+        part.eval()
+    try:
+        yield
+    finally:
+        for part in norms:
+            part.train()
 
 
 def drop_gradients_but_of_head(encoder: nn.Module) -> None:
@@ -100,7 +131,7 @@ def drop_gradients_but_of_head(encoder: nn.Module) -> None:
     Gradients are dropped, rather than never made, as DistributedDataParallel must be told once and for all which
     parameters get one.
     """
-    mine = {id(p) for p in encoder.head.parameters()}
+    mine = {id(p) for part in _head(encoder) for p in part.parameters()}
     for parameter in encoder.parameters():
         if id(parameter) not in mine:
             parameter.grad = None

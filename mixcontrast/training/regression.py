@@ -8,13 +8,15 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from mixcontrast.distributed import Gathered
+from mixcontrast.distributed import Gathered, whole_batch
 from mixcontrast.losses import Loss
 from mixcontrast.mixers import Mixer
 from mixcontrast.retrieval import Evaluation
+from mixcontrast.tiling import Tiled
 from mixcontrast.training.callbacks import embed_loader
 from mixcontrast.training.fitting import (
     LABELS,
+    LOOKED_AT,
     VALUES,
     FitModule,
     at_a_log_step,
@@ -24,7 +26,15 @@ from mixcontrast.training.fitting import (
     mean_similarities,
     only_test_loader,
 )
-from mixcontrast.training.optimization import OptimizerCallable, adamw, optimizer_of, with_schedule
+from mixcontrast.training.optimization import (
+    OptimizerCallable,
+    adamw,
+    check_head,
+    drop_gradients_but_of_head,
+    optimizer_of,
+    resting,
+    with_schedule,
+)
 from mixcontrast.training.probes import ProbeCallback, errors, judge_values, r2
 
 
@@ -34,30 +44,34 @@ class Regression(FitModule):
     Args:
         encoder: inputs to (B, D) embeddings; what is wanted in the end.
         criterion: called with (embeddings, values), as SupReMix(SupConLoss()) and RankNContrastLoss() are; or, with
-            `bins`, a class loss.
+            `bins`, a class loss; or Tiled around one.
         projector: embeddings to what the criterion reads; None: the embeddings themselves.
         bins: for a class loss: values become so many classes of equal count (by quantiles of the training part).
         optimizer: a class of torch.optim and its arguments; biases and norms do not decay.
         warmup_epochs: the learning rate rises linearly over so many epochs.
         cosine: it then falls to zero by a cosine, else it stays.
+        head_only_epochs: at first the part `head` of the encoder and the projector are trained alone; batch norm before
+            them keeps its statistics.
 
     Batches are `((view1, view2), values)` or `(inputs, values)`, values (B,) or (B, L) floats.
 
     Raises:
         TypeError: a criterion that reads something else.
-        ValueError: `bins` without a class loss, or below 2, or missing.
+        ValueError: `bins` without a class loss, or below 2, or missing; `head_only_epochs` below 0, or of an encoder
+            without a head and no projector.
     """
 
     def __init__(
         self,
         encoder: nn.Module,
-        criterion: Loss | Mixer,
+        criterion: Loss | Mixer | Tiled,
         *,
         projector: nn.Module | None = None,
         bins: int | None = None,
         optimizer: OptimizerCallable = adamw,
         warmup_epochs: float = 0.0,
         cosine: bool = True,
+        head_only_epochs: int = 0,
     ) -> None:
         super().__init__()
         check_criterion("Regression", criterion, [VALUES, LABELS])
@@ -68,6 +82,8 @@ class Regression(FitModule):
             )
         self.encoder, self.criterion = encoder, criterion
         self.projector = nn.Identity() if projector is None else projector
+        check_head(encoder, head_only_epochs, self.projector)
+        self.head_only_epochs = head_only_epochs
         self._of_all_ranks = (Gathered(criterion),)  # no part of this module: names in a checkpoint stay
         self.bins = bins
         self.register_buffer("edges", None if bins is None else torch.zeros(bins - 1))
@@ -92,13 +108,19 @@ class Regression(FitModule):
         if isinstance(inputs, list | tuple):
             values = torch.cat([values] * len(inputs))
             inputs = torch.cat(list(inputs))
-        embeddings = self.projector(self.encoder(inputs))
+        with resting(self.encoder, self.current_epoch < self.head_only_epochs):
+            embeddings = self.projector(self.encoder(inputs))
         labels = values if self.bins is None else torch.bucketize(values, self.edges)
         loss = self._of_all_ranks[0](embeddings, labels)
         self.log("loss", loss, prog_bar=True)
         if at_a_log_step(self.trainer):
-            self.log_dict(mean_similarities(embeddings.detach(), nearer_than_most(values)), prog_bar=True)
+            embeddings, values = (rows[:LOOKED_AT] for rows in whole_batch([embeddings.detach(), values]))
+            self.log_dict(mean_similarities(embeddings, nearer_than_most(values)), prog_bar=True)
         return loss
+
+    def on_after_backward(self) -> None:
+        if self.current_epoch < self.head_only_epochs:
+            drop_gradients_but_of_head(self.encoder)
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = optimizer_of([self.encoder, self.projector], self.criterion.parameters(), self.optimizer, 1.0)
@@ -128,6 +150,8 @@ class DirectRegression(FitModule):
         optimizer: a class of torch.optim and its arguments; biases and norms do not decay.
         warmup_epochs: the learning rate rises linearly over so many epochs.
         cosine: it then falls to zero by a cosine, else it stays.
+        head_only_epochs: at first the linear layer, and a part `head` of the encoder, are trained alone; batch norm
+            before them keeps its statistics.
 
     Batches are as those of `Regression`; each view is an example. Values are standardised by the training part for the
     loss, and predictions put back.
@@ -144,10 +168,13 @@ class DirectRegression(FitModule):
         optimizer: OptimizerCallable = adamw,
         warmup_epochs: float = 0.0,
         cosine: bool = True,
+        head_only_epochs: int = 0,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = nn.Linear(embedding_dim, num_values)
+        check_head(encoder, head_only_epochs, self.head)
+        self.head_only_epochs = head_only_epochs
         self.register_buffer("mean", torch.zeros(num_values))
         self.register_buffer("scale", torch.ones(num_values))
         self.optimizer, self.warmup_epochs, self.cosine = optimizer, warmup_epochs, cosine
@@ -170,9 +197,14 @@ class DirectRegression(FitModule):
             values = torch.cat([values] * len(inputs))
             inputs = torch.cat(list(inputs))
         wanted = (values.reshape(len(values), -1) - self.mean) / self.scale
-        loss = (self.head(self.encoder(inputs)) - wanted).abs().mean()
+        with resting(self.encoder, self.current_epoch < self.head_only_epochs):
+            loss = (self.head(self.encoder(inputs)) - wanted).abs().mean()
         self.log("loss", loss, prog_bar=True)
         return loss
+
+    def on_after_backward(self) -> None:
+        if self.current_epoch < self.head_only_epochs:
+            drop_gradients_but_of_head(self.encoder)
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = optimizer_of([self.encoder, self.head], [], self.optimizer, 1.0)

@@ -17,7 +17,7 @@ from mixcontrast.environment import environment
 from mixcontrast.files import write_json, write_whole
 from mixcontrast.retrieval import Evaluation
 
-FREE = ("out", "trainer.enable_progress_bar", "trainer.enable_model_summary")
+FREE = ("out", "test_every", "trainer.enable_progress_bar", "trainer.enable_model_summary")
 """Keys in which the same run may differ when it goes on."""
 
 

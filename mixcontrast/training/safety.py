@@ -84,21 +84,52 @@ class LossIsNoNumber(ValueError):
 class StopAtNaN(lightning.Callback):
     """Stops before a step whose loss is NaN or infinite: no weight is changed by it, and no checkpoint written after.
 
-    Looking costs a wait for the accelerator each step.
+    On a GPU the loss is copied to the host when it is made and read when the backward pass was handed to the GPU, which
+    is then busy with it: the host waits for the forward pass, and the GPU for nothing.
 
     Raises:
-        LossIsNoNumber: names the step, the rows of the batch, and what to try.
+        LossIsNoNumber: what to try.
     """
 
+    def __init__(self) -> None:
+        self._host: Tensor | None = None  # (2,) pinned: how many ranks have no number, and the loss
+        self._copied: torch.cuda.Event | None = None
+
     def on_before_backward(self, trainer, module, loss: Tensor) -> None:
-        bad = not bool(torch.isfinite(loss.detach()).all())
+        loss = loss.detach()
+        if loss.is_cuda:
+            self._copy(trainer, loss)
+            return
+        bad = not bool(torch.isfinite(loss).all())
         if trainer.world_size > 1:  # all stop, or none
             bad = trainer.strategy.reduce_boolean_decision(bad, all=False)
         if bad:
-            raise LossIsNoNumber(
-                f"The loss must be finite. Got {float(loss):g}; look at the learning rate, the temperature, or the "
-                "batch."
-            )
+            raise _no_number(float(loss))
+
+    def on_after_backward(self, trainer, module) -> None:
+        if self._copied is None:
+            return
+        copied, self._copied = self._copied, None
+        copied.synchronize()
+        bad, loss = self._host.tolist()
+        if bad:
+            raise _no_number(loss)
+
+    def _copy(self, trainer: lightning.Trainer, loss: Tensor) -> None:
+        bad = (~torch.isfinite(loss)).any().float()
+        if trainer.world_size > 1:
+            bad = trainer.strategy.reduce(bad, reduce_op="sum")
+        if self._host is None:
+            self._host = torch.empty(2, pin_memory=True)
+        self._host.copy_(torch.stack([bad, loss.float().reshape(())]), non_blocking=True)
+        self._copied = torch.cuda.Event()
+        self._copied.record(torch.cuda.current_stream(loss.device))
+
+
+def _no_number(loss: float) -> LossIsNoNumber:
+    return LossIsNoNumber(
+        f"The loss must be finite. Got {loss:g}; look at the learning rate, the temperature, or the batch."
+    )
 
 
 def where(trainer: lightning.Trainer) -> str:
@@ -144,5 +175,5 @@ def quieten() -> None:
         "You passed in a `val_dataloader` but have no `validation_step`.*",
     ):
         warnings.filterwarnings("ignore", message=message)
-    for name in ("lightning.pytorch", "lightning.fabric"):
+    for name in ("lightning.pytorch", "lightning.fabric", "huggingface_hub"):  # the last tells of each try
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -11,13 +11,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mixcontrast.distributed import Gathered
-from mixcontrast.losses import InfoNCE, Loss
-from mixcontrast.mixers import Mixer, MoCHi
+from mixcontrast.distributed import Gathered, whole_batch
+from mixcontrast.losses import Loss
+from mixcontrast.mixers import Mixer
 from mixcontrast.queue import KeyQueue
 from mixcontrast.retrieval import Evaluation, RetrievalEvaluator
+from mixcontrast.tiling import Tiled
 from mixcontrast.training.callbacks import RetrievalCallback, embed_loader
 from mixcontrast.training.fitting import (
+    LOOKED_AT,
     VIEWS,
     FitModule,
     at_a_log_step,
@@ -42,8 +44,8 @@ class SelfSupervised(FitModule):
     Args:
         encoder: inputs to (B, D) features; what is wanted in the end.
         projector: features to (B, P) projections, which the criterion reads; None: the features themselves.
-        criterion: InfoNCE or a mixer around it; a KeyQueue of it has the width P. A queue with labels is given them
-            (class oracle).
+        criterion: InfoNCE, a loss or mixer around it, or Tiled around one; a KeyQueue of it has the width P. A queue
+            with labels is given them (class oracle).
         momentum: of the copy, in [0, 1); MoCo's 0.999. None: no copy.
         cosine_momentum: the momentum rises to 1 by a cosine, as in BYOL and MoCo v3.
         optimizer: a class of torch.optim and its arguments; biases and norms do not decay.
@@ -62,7 +64,7 @@ class SelfSupervised(FitModule):
     def __init__(
         self,
         encoder: nn.Module,
-        criterion: Loss | Mixer,
+        criterion: Loss | Mixer | Tiled,
         *,
         projector: nn.Module | None = None,
         momentum: float | None = None,
@@ -107,8 +109,8 @@ class SelfSupervised(FitModule):
         loss = self._of_all_ranks[0](first, second, *([labels] if self.oracle else []))
         self.log("loss", loss, prog_bar=True)
         if at_a_log_step(self.trainer):
-            index = torch.arange(len(first), device=first.device).repeat(2)
-            rows = torch.cat([first, second]).detach()
+            rows = torch.cat([view[:LOOKED_AT] for view in whole_batch([first.detach(), second.detach()])])
+            index = torch.arange(len(rows) // 2, device=rows.device).repeat(2)
             self.log_dict(mean_similarities(rows, index[:, None] == index[None, :]), prog_bar=True)
         return loss
 
@@ -176,8 +178,4 @@ def as_shards(module: nn.Module) -> None:
 
 def queue_of(criterion: nn.Module) -> KeyQueue | None:
     """The queue of a criterion, wherever in a stack it is."""
-    while isinstance(criterion, Mixer):
-        if isinstance(criterion, MoCHi) and criterion.queue is not None:
-            return criterion.queue
-        criterion = criterion.loss
-    return criterion.queue if isinstance(criterion, InfoNCE) else None
+    return next((part for part in criterion.modules() if isinstance(part, KeyQueue)), None)

@@ -28,6 +28,8 @@ from mixcontrast import (
     MultiSimilarityLoss,
     SupConLoss,
     SupReMix,
+    SynCo,
+    Tiled,
 )
 from mixcontrast.cli import main
 from mixcontrast.commands.fit import fit_parser
@@ -176,6 +178,20 @@ def test_what_a_run_leaves(tmp_path, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*")}
 
 
+def test_the_test_part_can_be_looked_at_and_changes_nothing(tmp_path):
+    for every in (0, 2):
+        file = recipe("metric learning", tmp_path / str(every), data__init_args__validation_share=0.0)
+        fit("--config", file, "--out", tmp_path / str(every) / "run", "--trainer.max_epochs=4", "--test_every", every,
+            "--model.criterion.loss.num_classes=10")  # fmt: skip
+    plain, looked = (tmp_path / every / "run" for every in "02")
+    assert_same(saved(plain)["state_dict"], saved(looked)["state_dict"])
+    assert "test/Recall@1" not in logged(plain)[0]
+    seen = [float(row["test/Recall@1"]) for row in logged(looked) if row["test/Recall@1"]]
+    found = Evaluation.load(looked)
+    assert len(seen) == 2 and seen[-1] == pytest.approx(found.mean("Recall@1"))  # as the end judges
+    assert not (looked / "best.ckpt").exists() and found.settings["fit"]["monitor"] is None
+
+
 def test_another_recipe_in_the_same_folder_is_refused(tmp_path, capsys):
     file = recipe("metric learning", tmp_path)
     fit("--config", file, "--out", tmp_path / "run", "--trainer.max_epochs=2")
@@ -296,14 +312,19 @@ def test_an_infinite_loss_is_seen_before_the_step():
         (["--model=mixcontrast.training.MetricLerning"], "Did you mean MetricLearning?"),
         (["--data=mixcontrast.data.ClassDat"], "there is no mixcontrast.data.ClassDat. Did you mean ClassData"),
         (["--data.clases_per_batch=3"], "data.ClassData has no clases_per_batch. Did you mean classes_per_batch?"),
-        (["--data.examples=mixcontrast.data.ImageFolder", "--data.examples.root=nowhere"], "nowhere"),
+        (["--data.examples=mixcontrast.data.ImageFolder", "--data.examples.root=photso/all"],
+         "A folder of images must be at photso/all. It is not there; . holds photos. Name one that is."),
+        (["--data.examples=mixcontrast.data.ImageFolder", "--data.examples.root=photso",  # said before weights are
+          "--model.encoder=mixcontrast.models.TimmNetwork", "--model.encoder.name=resnet5"], "holds photos"),
+        (["--model.encoder=mixcontrast.models.TimmNetwork", "--model.encoder.name=test_resnet",
+          "--model.encoder.weights=photos/best.ckpt"], "It is not there; photos holds bset.ckpt. Name one that is."),
         (["--model.encoder=mixcontrast.models.TimmNetwork", "--model.encoder.name=resnet5"],
          "timm has no network 'resnet5'. Did you mean"),
         (["--model.encoder=mixcontrast.models.FeatureHead"], "mixcontrast.models.FeatureHead needs num_features"),
         (["--model.criterion=mixcontrast.InfoNCE"],
          "calls its criterion with (embeddings, labels). Got InfoNCE, which is called with (query, key)"),
         (["--model.criterion=torch.nn.CrossEntropyLoss"],
-         "model.criterion must be a Loss or Mixer or DeepMetrix. Got torch.nn.CrossEntropyLoss, which is none."),
+         "must be a Loss or Mixer or Tiled or DeepMetrix. Got torch.nn.CrossEntropyLoss, which is none."),
         (["--model.criterion.loss=mixcontrast.TripletLoss"], "TripletLoss reads only targets of 0 and 1"),
         (["--model.criterion.loss.num_classes=9"], "Got 9 proxies for 8 classes; set num_classes: 8."),
         (["--model.head_only_epochs=1", "--model.encoder=tests.fitting.Plain"], "an encoder whose part `head`"),
@@ -313,17 +334,21 @@ def test_an_infinite_loss_is_seen_before_the_step():
         (["--trainer.precision=bf15"], "trainer.precision cannot be bf15. Did you mean bf16?"),
         (["--trainer.strategy=dpd"], "invalid strategy name"),
         (["--judge_every=0"], "at least 1. Got 0"),
+        (["--test_every=-1"], "`test_every` must be at least 0. Got -1"),
     ],
 )  # fmt: skip
-def test_what_a_user_can_mend_is_one_line(arguments, message, tmp_path, capsys):
-    file = recipe("metric learning", tmp_path)
+def test_what_a_user_can_mend_is_one_line(arguments, message, tmp_path, capsys, monkeypatch):
+    file = recipe("metric learning", tmp_path / "recipes")
+    (tmp_path / "here" / "photos").mkdir(parents=True)
+    (tmp_path / "here" / "photos" / "bset.ckpt").touch()
+    monkeypatch.chdir(tmp_path / "here")
     assert message in refused(capsys, "--config", file, "--out", tmp_path / "run", *arguments)
 
 
 @pytest.mark.parametrize(
     "text, message",
     [
-        (None, "There is no file"),
+        (None, "A recipe must be at"),
         ("a: [1,\n b", "cannot be read"),
         ("trainr: {max_epochs: 3}", "There is no key trainr. Did you mean trainer?"),
         ("trainer: {max_epoch: 3}", "trainer has no max_epoch. Did you mean max_epochs?"),
@@ -335,6 +360,9 @@ def test_a_recipe_that_is_none_is_one_line(text, message, tmp_path, capsys):
     file = tmp_path / "recipe.yaml"
     if text is not None:
         file.write_text(text)
+    else:
+        (tmp_path / "recipes.yaml").touch()
+        message = f"{message} {file}. It is not there; {tmp_path} holds recipes.yaml. Name one by --config."
     assert message in refused(capsys, "--config", file, "--out", tmp_path / "run")
 
 
@@ -342,6 +370,11 @@ def test_modules_refuse_what_does_not_fit():
     queue = InfoNCE(queue=KeyQueue(8, 8))
     for make, message in [
         (lambda: SelfSupervised(Plain(), queue), "Got a queue and no momentum"),
+        (lambda: SelfSupervised(Plain(), HardNegativeLoss(queue)), "Got a queue and no momentum"),
+        (lambda: SelfSupervised(Plain(), SynCo(InfoNCE(), queue=KeyQueue(8, 8))), "Got a queue and no momentum"),
+        (lambda: SelfSupervised(Plain(), Tiled(queue)), "Got a queue and no momentum"),
+        (lambda: SelfSupervised(Plain(), Tiled(SupConLoss())), r"\(query, key\). Got Tiled\(SupConLoss\)"),
+        (lambda: MetricLearning(Plain(), SynCo(SupConLoss(), queue=KeyQueue(8, 8))), r"Got SynCo\(SupConLoss\)"),
         (lambda: SelfSupervised(Plain(), queue, momentum=1.0), r"`momentum` must lie in \[0, 1\)"),
         (lambda: SelfSupervised(Plain(), MultiSimilarityLoss()), r"\(query, key\). Got MultiSimilarityLoss"),
         (lambda: Regression(Plain(), SupConLoss()), "A class loss needs bins"),
@@ -363,8 +396,34 @@ def test_one_batch_is_not_all_of_them(tmp_path, monkeypatch):
     assert isinstance(read.limit_train_batches, int) and read.val_check_interval == 0.5
 
 
+def test_a_big_batch_is_tiled_by_a_recipe(tmp_path):
+    """Tiles of a loss change nothing but the last digits."""
+    loss = of("mixcontrast.SupConLoss", temperature=0.2)
+    found = []
+    for name, criterion in (("whole", loss), ("tiled", of("mixcontrast.Tiled", criterion=loss, rows=2))):
+        model = of("mixcontrast.training.MetricLearning", encoder=of("tests.fitting.Plain"), criterion=criterion)
+        fit("--config", recipe("metric learning", tmp_path / name, model=model), "--out", tmp_path / name / "run",
+            "--trainer.max_epochs=1")  # fmt: skip
+        found.append(saved(tmp_path / name / "run")["state_dict"])
+    assert found[0].keys() == found[1].keys()
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(found[1][name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_a_labelled_queue_is_given_labels_wherever_it_is(tmp_path):
+    mixer = of("mixcontrast.SynCo", loss=of("mixcontrast.InfoNCE"), num_hardest=4, num_interpolated=2, num_pairs=2,
+               num_extrapolated=2, num_noised=1, num_gradient=1, num_sign=1,
+               queue=of("mixcontrast.KeyQueue", size=40, dim=8, labels=True))  # fmt: skip
+    model = of("mixcontrast.training.SelfSupervised", encoder=of("tests.fitting.Plain"), criterion=mixer, momentum=0.9)
+    fit("--config", recipe("moco", tmp_path, model=model), "--out", tmp_path / "run", "--trainer.max_epochs=1")
+    assert {"proxy task", "proxy task mixed"} <= set(logged(tmp_path / "run")[0])
+    kept = [value for name, value in saved(tmp_path / "run")["state_dict"].items() if name.endswith("label_buffer")]
+    assert len(kept) == 1 and 0 <= int(kept[0].min()) and int(kept[0].max()) > 0
+
+
 def test_a_loss_around_a_loss_is_called_as_it():
     """HCL and CyCLIP are losses that wrap one."""
     assert called_with(HardNegativeLoss(InfoNCE())) == VIEWS
     assert called_with(MoCHi(HardNegativeLoss(SupConLoss()))) == LABELS
+    assert called_with(Tiled(SynCo(SupConLoss(), queue=KeyQueue(8, 8)))) == VIEWS
     assert called_with(CyClipLoss(HardNegativeLoss(ClipLoss()))) == ("image_features", "text_features")

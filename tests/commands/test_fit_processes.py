@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import socket
 import warnings
@@ -30,6 +31,15 @@ MODELS = {
         "mixcontrast.training.SelfSupervised", encoder=of("tests.fitting.Plain"), optimizer=SGD, momentum=0.9,
         criterion=of("mixcontrast.InfoNCE", temperature=0.2, queue=of("mixcontrast.KeyQueue", size=40, dim=8)),
     ),
+    "metric learning, tiled": of(
+        "mixcontrast.training.MetricLearning", encoder=of("tests.fitting.Plain"), optimizer=SGD,
+        criterion=of("mixcontrast.Tiled", criterion=of("mixcontrast.MultiSimilarityLoss"), rows=4),
+    ),
+    "moco, without momentum, mixed": of(
+        "mixcontrast.training.SelfSupervised", encoder=of("tests.fitting.Plain"), optimizer=SGD,
+        criterion=of("mixcontrast.SynCo", loss=of("mixcontrast.InfoNCE", temperature=0.2), num_hardest=8,
+                     num_interpolated=4, num_extrapolated=4, num_pairs=4, num_noised=2, num_gradient=2, num_sign=2),
+    ),
     "image text": of(
         "mixcontrast.training.ImageText", encoder=TOWERS, optimizer=SGD, criterion=of("mixcontrast.ClipLoss")
     ),
@@ -41,6 +51,29 @@ MODELS = {
         "mixcontrast.training.DirectRegression", encoder=of("tests.fitting.Plain"), embedding_dim=8, optimizer=SGD,
     ),
 }  # fmt: skip
+
+
+VIEWS, TOWERS_OF = {"alignment", "uniformity", "proxy task"}, {"alignment", "uniformity", "modality gap"}
+MEASURED = {
+    "metric learning": set(), "metric learning, tiled": set(), "moco": VIEWS, "moco, without momentum, mixed": VIEWS,
+    "image text": TOWERS_OF, "image text, mixed": TOWERS_OF, "direct regression": set(),
+}  # fmt: skip
+
+
+def logged(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_logged_alike(one: Path, two: Path, measured: set[str]) -> None:
+    """The same columns; of the batch of all processes where they are measures of a batch."""
+    first, second = logged(one), logged(two)
+    assert set(first[0]) == set(second[0]) and measured <= set(first[0])
+    of_all = set() if "modality gap" in measured else {"positives", "negatives"} & set(first[0])  # ImageText: a share
+    own = set() if one.name == "direct regression" else {"loss"}  # its loss is of a share
+    for name in own | measured | of_all:
+        numbers = [[float(row[name]) for row in rows if row[name]] for rows in (first, second)]
+        assert numbers[0] and numbers[1] == pytest.approx(numbers[0], rel=1e-3, abs=1e-4), name
 
 
 def run(recipes: Path, out: Path, *arguments: str) -> None:
@@ -70,10 +103,11 @@ def test_two_processes_train_as_one(tmp_path, monkeypatch):
         port = free.getsockname()[1]
     mp.spawn(work, (port, str(tmp_path)), nprocs=2)
     # what a mixer draws on two ranks is what `Tiled` draws in one process with tiles of their shares
-    monkeypatch.setattr(
-        "mixcontrast.training.image_text.Gathered",
-        lambda criterion: Tiled(criterion, rows=8) if isinstance(criterion, Mixer) else criterion,
-    )
+    for part, rows in (("image_text", 8), ("self_supervised", 16)):
+        monkeypatch.setattr(
+            f"mixcontrast.training.{part}.Gathered",
+            lambda criterion, rows=rows: Tiled(criterion, rows=rows) if isinstance(criterion, Mixer) else criterion,
+        )
     run(tmp_path / "recipes", tmp_path / "one")
     for name in MODELS:
         one, two = (torch.load(tmp_path / n / name / "last.ckpt", weights_only=True) for n in ("one", "two"))
@@ -87,6 +121,7 @@ def test_two_processes_train_as_one(tmp_path, monkeypatch):
         first, second = (Evaluation.load(tmp_path / n / name) for n in ("one", "two"))
         for metric in first.values:
             assert first.mean(metric) == pytest.approx(second.mean(metric), abs=1e-3)
+        assert_logged_alike(*(tmp_path / n / name for n in ("one", "two")), MEASURED[name])
     (rows0, plus0, normed0), (_, plus1, normed1) = (torch.load(tmp_path / f"dealt{r}.pt") for r in (0, 1))
     shift = torch.cat([plus0, plus1]) - torch.arange(24.0).reshape(8, 3).square()
     assert set(shift.flatten().tolist()) == {0.0, 1.0}  # some rows went to the other rank, all came back in order

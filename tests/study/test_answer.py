@@ -191,8 +191,10 @@ def test_what_was_chosen_at_the_edge_of_its_grid_is_said(tmp_path):
     file.write_text(json.dumps(found | {"point": {"learning_rate": 0.001}, "value": 0.4}))
     answer = answer_of(plan, tmp_path, 3)
     to_edge, to_within = answer["differences"]
-    assert to_edge["sentence"].endswith(" Chosen at the edge of the grid: learning rate 0.001 of edge.")
-    assert "edge of the grid" not in to_within["sentence"]
+    assert to_edge["sentence"].endswith(" edge was chosen at the edge of the grid: learning rate 0.001.")
+    assert "edge of the grid" not in to_within["sentence"] + summary(answer)
+    answer["criteria"]["plain"]["at the edge"] = {"learning_rate": 0.1}  # of the baseline it is said once
+    assert summary(answer).endswith("seeds. plain was chosen at the edge of the grid: learning rate 0.1.")
     told = answer_markdown(answer)
     assert "| edge | learning rate 0.001 | learning rate 0.001 | 0.4000 |" in told
     text = write_page(tmp_path / "study.html", answer, {}).read_text(encoding="utf-8")
