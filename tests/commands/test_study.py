@@ -132,7 +132,6 @@ def test_processes_of_one_command_give_the_same_answer(whole, tmp_path):
     assert answered(tmp_path / "out") == whole[1]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("shuffled, verdict", [(False, "helps"), (True, "cannot be told")])
 def test_a_planted_gain_is_found_and_shuffled_labels_help_nothing(shuffled, verdict, tmp_path):
     answer = study(config(tmp_path / "study.yaml", recipe=recipe(shuffled=shuffled)), tmp_path / "out")
