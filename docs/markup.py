@@ -102,7 +102,8 @@ def mathml(formula: str, display: str = "inline") -> str:
     """A LaTeX formula as MathML; a function's name keeps its distance to what follows."""
     apart = re.sub(r"\\(log|sin|cos)(?![a-z])(?! *(?:\(|\\left))", r"\\\1\\,", formula)
     made = latex2mathml.converter.convert(apart, display=display)
-    return made.replace("<mi>&#x0007E;</mi>", "<mo>&#x0223C;</mo>")  # "is drawn from" is a relation, with its distance
+    made = made.replace("<mi>&#x0007E;</mi>", "<mo>&#x0223C;</mo>")  # "is drawn from" is a relation, with its distance
+    return made.replace("<mo>&#x02016;", '<mo stretchy="false">&#x02016;')  # else it slips down beside an exponent
 
 
 class _Formula(InlineProcessor):
