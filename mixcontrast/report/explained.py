@@ -119,7 +119,7 @@ def write_picture(
     figure = Figure(figsize=(5.4 * len(views) + 5.6, 5.4), layout="constrained")
     panels = figure.subplots(1, len(views) + 1, width_ratios=[1] * len(views) + [1.05])
     for axes, view in zip(panels, views, strict=False):
-        _draw_view(axes, view, names, PAPER)
+        _draw_view(axes, view, [kind.kind for kind in found.kinds], names, PAPER)
     draw_hardness(panels[-1], found, PAPER)
     legend = {
         label: handle
@@ -132,12 +132,14 @@ def write_picture(
     figure.suptitle(
         f"{found.criterion}: mixed columns carry {found.of_gradient:.0%} of the gradient by similarities"
         + (f" and {found.of_loss:.0%} of the loss" if math.isfinite(found.of_loss) else "")
-        + "".join(f"\nnot drawn, as its anchors are others: {kind}, {share:.0%} of it" for kind, share in left_out)
+        + "".join(
+            f"\nnot drawn, as its anchors are others: {kind}, {share:.0%} of the gradient" for kind, share in left_out
+        )
     )
     return save(figure, stem)
 
 
-def _draw_view(axes, view: View, names: Sequence[str] | None, palette: Palette) -> None:
+def _draw_view(axes, view: View, kinds: list[str], names: Sequence[str] | None, palette: Palette) -> None:
     shown = torch.cat([view.positives, view.negatives, *(kind.mixtures for kind in view.kinds)])
     reach = min(1.06 * float(torch.linalg.vector_norm(shown, dim=1).max()), math.pi) if len(shown) else 1.0
     around = np.linspace(0, 2 * np.pi, 200)
@@ -148,8 +150,8 @@ def _draw_view(axes, view: View, names: Sequence[str] | None, palette: Palette) 
         axes.plot(radius * np.cos(around), radius * np.sin(around), color=palette.ink, alpha=0.15, linewidth=0.8)
         axes.text(0, -radius, f"{ring:g}", fontsize=7, ha="center", va="center", alpha=0.6,
                   bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})  # fmt: skip
-    for number, kind in enumerate(view.kinds):
-        colour = palette.kinds[1 + number % (len(palette.kinds) - 1)]
+    for kind in view.kinds:
+        colour = palette.kinds[1 + kinds.index(kind.name) % (len(palette.kinds) - 1)]  # the same in all views
         for mixture, (first, second) in zip(kind.mixtures, kind.parents, strict=True):
             ends = [end.tolist() for end in (first, mixture, second) if not bool(end.isnan().any())]
             axes.plot(*zip(*ends, strict=True), color=colour, alpha=0.35, linewidth=0.9, zorder=2)

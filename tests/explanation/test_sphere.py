@@ -117,7 +117,7 @@ def test_texts_are_anchors_of_their_own_mixtures(tmp_path):
     assert kind == "VL-Mix" and share == pytest.approx(float(found.gradients[3].sum()))
     drawn = write_picture(found, [3, 5], tmp_path / "sphere", list("abcdefgh"))[1].read_text()
     assert "around image 3, e" in drawn and "around text 3, e" in drawn
-    assert f"not drawn, as its anchors are others: VL-Mix, {share:.0%}" in drawn
+    assert f"not drawn, as its anchors are others: VL-Mix, {share:.0%} of the gradient" in drawn
     _, rows = mixtures_table(found, [3], list("abcdefgh"))
     assert {row[1] for row in rows} == {"e", ""}
 
