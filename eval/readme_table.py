@@ -14,15 +14,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "eval" / "results"
-MIXERS = {"metrix": "Metrix", "mochi": "MoCHi", "supremix": "SupReMix"}
+MIXERS = {"metrix": "Metrix", "mochi": "MoCHi", "supremix": "SupReMix", "geodesic": "m3-Mix", "synco": "SynCo"}
 ALONE = {"supremix": "supcon"}  # mixers whose loss alone has a recipe of another name
 LOSSES = {
     "contrastive": "contrastive", "multi_similarity": "multi-similarity", "proxy_anchor": "proxy anchor",
-    "moco": "MoCo v2", "simclr": "SimCLR", "supcon": "SupCon",
+    "moco": "MoCo v2", "simclr": "SimCLR", "supcon": "SupCon", "emoji": "CLIP",
 }  # fmt: skip
 DATA = {
     "emoji": "emoji, unseen", "fashion": "Fashion-MNIST", "concrete": "concrete, MPa",
-    "diamonds": "diamonds, log price", "valence": "words, valence",
+    "diamonds": "diamonds, log price", "valence": "words, valence", "clip": "emoji with captions",
 }  # fmt: skip
 
 
