@@ -21,7 +21,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mixcontrast import ClipLoss, CyClipLoss, GeodesicMixup, HardNegativeLoss, MixTerm, MoCHi, SigLipLoss, SynCo
+from mixcontrast import (
+    ClipLoss,
+    CyClipLoss,
+    GeodesicMixup,
+    HardNegativeLoss,
+    KeyQueue,
+    MixTerm,
+    MoCHi,
+    SigLipLoss,
+    SynCo,
+)
 from mixcontrast.analysis import alignment, modality_gap, uniformity
 from mixcontrast.data import EmojiCaptionFeatures, PairData
 from mixcontrast.files import write_whole
@@ -80,6 +90,10 @@ def _own(temperature: float) -> ClipLoss:
     return ClipLoss(same_modality=True, same_modality_temperature=temperature)
 
 
+def _queued() -> ClipLoss:
+    return ClipLoss(image_queue=KeyQueue(1024, 256, labels=2), text_queue=KeyQueue(1024, 256, labels=2))
+
+
 FEW = dict(num_pair_mixes=64, num_anchor_mixes=16)
 SIX = dict(num_interpolated=16, num_extrapolated=16, num_pairs=16, num_noised=8, num_gradient=8, num_sign=8)
 TIMES, HARDEST, OWN = {"times": (1.0, 10.0)}, {"hardest": (16, 64)}, {"temperature": (0.07, 0.15)}
@@ -95,6 +109,8 @@ METHODS = {
         "MoCHi, same modality",
         lambda temperature: MoCHi(_own(temperature), num_hardest=64, same_modality=True, **FEW), OWN),
     "mochi": Method("MoCHi, cross-modal", lambda hardest: MoCHi(ClipLoss(), num_hardest=int(hardest), **FEW), HARDEST),
+    "mochi_queue": Method("MoCHi, queues of 1,024",
+                          lambda hardest: MoCHi(_queued(), num_hardest=int(hardest), **FEW), HARDEST),
     "synco_own": Method(
         "SynCo, same modality",
         lambda temperature: SynCo(_own(temperature), num_hardest=64, same_modality=True, **SIX), OWN),
