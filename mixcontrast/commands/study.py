@@ -54,6 +54,10 @@ def study_parser() -> ArgumentParser:
         help="Hyper-parameters and the values that are tried, of each criterion those that it has.",
     )  # fmt: skip
     parser.add_argument("--reduction_factor", type=int, default=3, help="Of successive halving: one in so many stays.")
+    parser.add_argument("--finalists", type=int, default=3, help="Of a criterion's points, tried with more seeds.")
+    parser.add_argument(
+        "--tuning_seeds", type=int, default=1, help="Of each finalist, whose mean decides; none of them is judged."
+    )
     parser.add_argument("--metric", type=str | None, help="That is asked about; the one that is tuned for by default.")
     parser.add_argument("--queue_size", type=int, default=4096, help="Keys, where the recipe has a momentum encoder.")
     parser.add_argument("--seeds", type=int, default=5, help="Paired seeds, 0 and on; more can be added later.")
@@ -73,7 +77,9 @@ def study_command(arguments: list[str]) -> None:
         ValueError: in one line, what the user can mend.
     """
     config = parse(study_parser(), arguments)
-    for name, least in (("seeds", 1), ("processes", 1), ("threads", 1), ("queue_size", 1), ("reduction_factor", 2)):
+    least_of = {"seeds": 1, "processes": 1, "threads": 1, "queue_size": 1, "reduction_factor": 2, "finalists": 1,
+                "tuning_seeds": 1}  # fmt: skip
+    for name, least in least_of.items():
         if config[name] < least:
             raise ValueError(f"--{name} must be at least {least}. Got {config[name]}.")
     if not config.recipe:
@@ -141,7 +147,7 @@ def plan_of(config: Any) -> Plan:
     better = "min" if metric in SMALLER_IS_BETTER else "max"
     if better != mode:
         raise ValueError(f"`metric` must be better as what is tuned for is, {monitor}. Got {metric}.")
-    return Plan(arms, metric, monitor, mode, config.reduction_factor)
+    return Plan(arms, metric, monitor, mode, config.reduction_factor, config.finalists, config.tuning_seeds)
 
 
 def _mappings(value: Any) -> Any:

@@ -117,13 +117,30 @@ def tuned_rows(answer: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for name, each in answer["criteria"].items():
         trials = each["tuning"]
-        best = next(trial for trial in trials if trial["point"] == each["tuned"] and trial["state"] == "finished")
-        value = best["looks"][max(best["looks"], key=int)]
         stopped = sum(trial["state"] == "stopped" for trial in trials)
         failed = sum(trial["state"] == "failed" for trial in trials)
         tried = f"{len(trials)} points, {stopped} stopped early" + (f", {failed} failed" if failed else "")
-        rows.append([name, in_words(each["tuned"]), in_words(each["at the edge"]), f"{value:.4f}", tried])
-    return ["criterion", "chosen", "at the edge of the grid", "there", "tried"], rows
+        rows.append([name, in_words(each["tuned"]), in_words(each["at the edge"]), *_finalists(each), tried])
+    return ["criterion", "chosen", "at the edge of the grid", "there, a seed each", "the next best", "tried"], rows
+
+
+def _how_chosen(answer: dict[str, Any]) -> str:
+    """How the points of the grids were compared."""
+    finalists = [each["finalists"] for each in answer["criteria"].values()]
+    seeds = max(len(each["values"]) for kept in finalists for each in kept)
+    more = f" and the best {max(map(len, finalists))} by the mean of {seeds} seeds" if seeds > 1 else ""
+    return f"Chosen on the validation part, by one run a point{more}, with no seed that is judged."
+
+
+def _finalists(criterion: dict[str, Any]) -> list[str]:
+    """What the chosen point reached with each seed that tuned it, and the mean of the next best one."""
+    (chosen,) = (each for each in criterion["finalists"] if each["point"] == criterion["tuned"])
+    others = [each for each in criterion["finalists"] if each is not chosen and None not in each["values"]]
+    means = [(sum(each["values"]) / len(each["values"]), each) for each in others]
+    mine = sum(value or 0 for value in chosen["values"]) / len(chosen["values"])
+    near = min(means, key=lambda mean: abs(mean[0] - mine), default=None)
+    values = ", ".join("failed" if value is None else f"{value:.3f}" for value in chosen["values"])
+    return [values, "" if near is None else f"{near[0]:.4f} for {mine:.4f}: {in_words(near[1]['point'])}"]
 
 
 def interval_text(found: dict[str, float], form: str = ".4f") -> str:
@@ -159,7 +176,7 @@ def answer_markdown(answer: dict[str, Any]) -> str:
         f"and {question['groups of queries']:,} groups of queries. {question['metric']} is better where it is "
         f"{question['better']}." + (f" It took {took}." if took else ""),
         table(header, rows),
-        f"Chosen on the validation part, one run a point with a seed that is not judged. {CHOICE}",
+        f"{_how_chosen(answer)} {CHOICE}",
         table(*tuned_rows(answer)),
         "Why, mean and standard deviation over seeds; similarities of a batch of training and embeddings of the test "
         "part, at the best checkpoint:",

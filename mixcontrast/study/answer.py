@@ -120,6 +120,7 @@ def _criterion(runs: SeededRuns, reasons: list[dict[str, Any]], tuned: dict[str,
         "each seed": {name: values.mean(axis=1).tolist() for name, values in runs.values.items()},
         "tuned": tuned["point"],
         "tuning": tuned["trials"],
+        "finalists": tuned["finalists"],
         "curves": [each["curve"] for each in reasons],
         "why": why_of(reasons),
     }

@@ -16,7 +16,7 @@ import yaml
 from mixcontrast.files import write_whole
 from mixcontrast.training.run import differences
 
-TUNING_SEED = 100  # none of those that are judged, which count from 0
+TUNING_SEED = 100  # and on: none of those that are judged, which count from 0
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,8 @@ class Plan:
         monitor: its like on the validation part, as it is logged.
         mode: "max" or "min", whichever of it is better.
         reduction_factor: of successive halving.
+        finalists: how many of an arm's best points are tried with more seeds.
+        tuning_seeds: how many seeds a finalist has in all.
     """
 
     arms: tuple[Arm, ...]
@@ -87,6 +89,8 @@ class Plan:
     monitor: str
     mode: str
     reduction_factor: int
+    finalists: int = 1
+    tuning_seeds: int = 1
 
     @property
     def baseline(self) -> Arm:

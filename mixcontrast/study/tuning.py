@@ -1,7 +1,10 @@
-"""An arm's hyper-parameters, chosen on the validation part: optuna's successive halving over a small grid."""
+"""An arm's hyper-parameters, chosen on the validation part: optuna's successive halving over a small grid, and the best
+points once more with other seeds, since one run a point chooses the luckiest."""
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from mixcontrast.commands.fit import fit
+from mixcontrast.files import write_whole
 from mixcontrast.study.plan import TUNING_SEED, Arm, Plan
 from mixcontrast.study.recipes import write_recipe
 
@@ -54,15 +58,43 @@ class Report(lightning.Callback):
             self.pruned = trainer.should_stop = True
 
 
+class Best(lightning.Callback):
+    """The best value that a run logs, over its restarts.
+
+    Args:
+        monitor: the logged name.
+        mode: "max" or "min".
+
+    Attributes:
+        value: NaN before the first look.
+    """
+
+    def __init__(self, monitor: str, mode: str) -> None:
+        self.monitor, self.mode, self.value = monitor, mode, float("nan")
+
+    def on_train_epoch_end(self, trainer, module) -> None:
+        if self.monitor in trainer.callback_metrics:
+            value = float(trainer.callback_metrics[self.monitor])
+            better = max if self.mode == "max" else min
+            self.value = value if self.value != self.value else better(self.value, value)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.value = state_dict["value"]
+
+
 def tune(plan: Plan, arm: Arm, folder: Path) -> dict[str, Any]:
-    """Tries the grid of an arm, point after point: which is best, and what each reached.
+    """Tries the grid of an arm, point after point, and its best with more seeds: which is best, what each reached.
 
     Trials are kept in optuna's journal in the study's folder, runs in theirs: after a kill finished points are not run
     again, and one that was begun goes on. Points of one arm follow each other, so what is stopped does not depend on
     how many processes there are; arms are tuned side by side.
 
     Returns:
-        `trials`, each with its point, state and looks, and `point` and `value` of the best, or `failed`, why none is.
+        `trials`, each with its point, state and looks; `finalists`, each with its point and its value of each seed; and
+        `point` and `value` of the best by the mean of its seeds, or `failed`, why none is.
 
     Source: Li et al., MLSys 2020, arXiv 1810.05934, of the halving.
     """
@@ -72,7 +104,7 @@ def tune(plan: Plan, arm: Arm, folder: Path) -> dict[str, Any]:
         trial = _trial_of(study, point, distributions)
         if trial is not None:
             _run(plan, arm, point, study, trial, folder)
-    return _chosen(plan, study)
+    return _chosen(plan, arm, study, folder)
 
 
 def open_study(plan: Plan, arm: Arm, folder: Path) -> optuna.Study:
@@ -112,7 +144,7 @@ def _point(trial: FrozenTrial) -> dict[str, float]:
 def _run(
     plan: Plan, arm: Arm, point: dict[str, float], study: optuna.Study, trial: Trial, folder: Path
 ) -> None:
-    name = "-".join(f"{knob}={value:g}" for knob, value in point.items()) or "as-it-is"
+    name = _name(point)
     recipe = write_recipe(folder / "tuning" / arm.slug / f"{name}.yaml", arm.at(point))
     report = Report(trial, plan.monitor, plan.mode)
     out = folder / "tuning" / arm.slug / name
@@ -129,9 +161,34 @@ def _run(
         study.tell(trial, report.best)
 
 
-def _chosen(plan: Plan, study: optuna.Study) -> dict[str, Any]:
+def _name(point: dict[str, float]) -> str:
+    """Of a point's folder."""
+    return "-".join(f"{knob}={value:g}" for knob, value in point.items()) or "as-it-is"
+
+
+def _again(plan: Plan, arm: Arm, point: dict[str, float], seed: int, folder: Path) -> float:
+    """What a point reaches with another seed, NaN where it fails; kept in a file."""
+    name = _name(point)
+    out = folder / "tuning" / arm.slug / f"{name}-seed{seed}"
+    file = out / "best.json"
+    if not file.exists():
+        best = Best(plan.monitor, plan.mode)
+        recipe = folder / "tuning" / arm.slug / f"{name}.yaml"
+        arguments = ["--config", str(recipe), "--out", str(out), "--seed", str(seed)]
+        try:
+            fit([*arguments, "--trainer.enable_progress_bar=false"], callbacks=[best], judged=False)
+        except (ValueError, TypeError, OSError):
+            best.value = float("nan")
+        out.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"value": None if best.value != best.value else best.value})
+        write_whole(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    value = json.loads(file.read_text(encoding="utf-8"))["value"]
+    return float("nan") if value is None else value
+
+
+def _chosen(plan: Plan, arm: Arm, study: optuna.Study, folder: Path) -> dict[str, Any]:
     """The best point of those that were not stopped, and all."""
-    trials, best = [], None
+    trials, complete = [], []
     for trial in sorted(study.get_trials(deepcopy=False), key=lambda trial: trial.number):
         looks = {int(epoch): value for epoch, value in trial.intermediate_values.items()}
         trials.append(
@@ -143,10 +200,24 @@ def _chosen(plan: Plan, study: optuna.Study) -> dict[str, Any]:
             }
         )
         if trial.state == TrialState.COMPLETE and trial.value is not None:
-            ahead = best is None or (trial.value > best.value if plan.mode == "max" else trial.value < best.value)
-            best = trial if ahead else best
-    found: dict[str, Any] = {"trials": trials}
-    if best is None:
-        return found | {"failed": next((t["error"] for t in trials if t["error"]), "no point was trained to the end")}
-    return found | {"point": _point(best), "value": best.value}
+            complete.append(trial)
+    if not complete:
+        why = next((t["error"] for t in trials if t["error"]), "no point was trained to the end")
+        return {"trials": trials, "finalists": [], "failed": why}
+    sign = 1 if plan.mode == "max" else -1
+    complete.sort(key=lambda trial: -sign * trial.value)  # of equal ones the first comes first
+    kept = complete[: plan.finalists]
+    more = range(TUNING_SEED + 1, TUNING_SEED + plan.tuning_seeds) if len(kept) > 1 else ()
+    finalists = [
+        {"point": _point(trial),
+         "values": [trial.value, *(_again(plan, arm, _point(trial), seed, folder) for seed in more)]}
+        for trial in kept
+    ]  # fmt: skip
+    means = [sign * sum(each["values"]) / len(each["values"]) for each in finalists]
+    means = [mean if mean == mean else -math.inf for mean in means]  # a seed that fails rules a point out
+    best = max(range(len(means)), key=means.__getitem__)
+    for each in finalists:
+        each["values"] = [None if value != value else value for value in each["values"]]
+    value = sign * means[best] if means[best] > -math.inf else kept[best].value
+    return {"trials": trials, "finalists": finalists, "point": finalists[best]["point"], "value": value}
 

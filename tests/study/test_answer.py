@@ -37,7 +37,10 @@ def leave(folder, plan: Plan, values: dict[str, np.ndarray], failed: dict[str, s
             {"point": {"learning_rate": 0.01}, "state": "finished", "looks": {"2": 0.4, "4": 0.5}, "error": None},
             {"point": {"learning_rate": 0.001}, "state": "finished", "looks": {"2": 0.3, "4": 0.4}, "error": None},
         ]
-        file.write_text(json.dumps({"trials": trials, "point": {"learning_rate": 0.01}, "value": 0.5}))
+        reached = ([0.2, 0.2, 0.2], [0.5, 0.6, 0.4], [0.4, 0.4, 0.1])
+        finalists = [{"point": t["point"], "values": values} for t, values in zip(trials, reached, strict=True)]
+        found = {"trials": trials, "finalists": finalists, "point": {"learning_rate": 0.01}, "value": 0.5}
+        file.write_text(json.dumps(found))
         for seed, row in enumerate(values[arm.name]):
             run = run_folder(folder, arm, seed)
             reasons = {"curve": [[2, 0.4], [4, 0.5]], "uniformity": -1.0 - 0.1 * seed, "utilization": 0.2}
@@ -178,7 +181,10 @@ def test_the_page_stands_alone_and_has_every_criterion(tmp_path):
     assert {file.name for file in (tmp_path / "pictures").iterdir()} == {
         f"{name}.{kind}" for name in ("differences", "values", "tuning", "curves") for kind in ("png", "svg")
     }  # fmt: skip
-    assert "| plain | learning rate 0.01 |  | 0.5000 | 3 points, 1 stopped early |" in answer_markdown(answer)
+    chosen = "| plain | learning rate 0.01 |  | 0.500, 0.600, 0.400 | 0.3000 for 0.5000: learning rate 0.001 |"
+    told = answer_markdown(answer)
+    assert f"{chosen} 3 points, 1 stopped early |" in told
+    assert "Chosen on the validation part, by one run a point and the best 3 by the mean of 3 seeds" in told
     assert "| plain | 12.3 | 5.0 |" in answer_markdown(answer) and "It took" not in text
 
 
@@ -196,7 +202,7 @@ def test_what_was_chosen_at_the_edge_of_its_grid_is_said(tmp_path):
     answer["criteria"]["plain"]["at the edge"] = {"learning_rate": 0.1}  # of the baseline it is said once
     assert summary(answer).endswith("seeds. plain was chosen at the edge of the grid: learning rate 0.1.")
     told = answer_markdown(answer)
-    assert "| edge | learning rate 0.001 | learning rate 0.001 | 0.4000 |" in told
+    assert "| edge | learning rate 0.001 | learning rate 0.001 | 0.400, 0.400, 0.100 |" in told
     text = write_page(tmp_path / "study.html", answer, {}).read_text(encoding="utf-8")
     for shown in (told, text):
         assert "intervals leave out that another run of the grid might have chosen otherwise" in shown

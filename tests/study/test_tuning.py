@@ -9,7 +9,7 @@ import torch
 
 from mixcontrast.study import tuning
 from mixcontrast.study.plan import Arm, Knob, Plan
-from mixcontrast.study.tuning import Report, open_study
+from mixcontrast.study.tuning import Best, Report, open_study
 
 CURVES = {0.1: [0.2, 0.5, 0.6, 0.7], 0.2: [0.1, 0.9, 0.9, 0.9], 0.3: [0.3, 0.4, 0.8, 0.6], 0.4: [0.25, 0.3, 0.2, 0.9],
           0.5: [0.35, 0.36, 0.3, 0.2], 0.6: [0.31, 0.9, 0.9, 0.95]}  # fmt: skip
@@ -117,3 +117,48 @@ def test_a_look_without_the_metric_tells_nothing(tmp_path):
     report = Report(study.ask(), "val/Recall@1", "max")
     report.on_train_epoch_end(SimpleNamespace(callback_metrics={}, current_epoch=0), None)
     assert report.best != report.best and not report.pruned
+
+
+def test_the_best_points_are_tried_with_more_seeds_and_the_mean_decides(tmp_path, monkeypatch):
+    """Points 0.1 to 0.3 end with 0.7, 0.9 and 0.8 by the first seed; others say that 0.9 was luck."""
+    recipe = {"trainer": {"max_epochs": 4}, "judge_every": 4}  # nothing is stopped
+    arm = Arm("some", recipe, (Knob("temperature", "x", (0.1, 0.2, 0.3)),), ())
+    plan = Plan((arm,), "Recall@1", "val/Recall@1", "max", 2, finalists=2, tuning_seeds=3)
+    more = {(0.2, 101): 0.2, (0.2, 102): 0.3, (0.3, 101): 0.6, (0.3, 102): 0.7}
+    ran: list[tuple[float, int]] = []
+    first = fake_fit()
+
+    def fit(arguments, *, callbacks, judged):
+        point, seed = float(arguments[1].rpartition("=")[2].removesuffix(".yaml")), int(arguments[5])
+        ran.append((point, seed))
+        if seed == 100:
+            first(arguments, callbacks=callbacks, judged=judged)
+            return
+        if (point, seed) == cut:
+            raise Cut
+        trainer = SimpleNamespace(callback_metrics={}, max_epochs=4, should_stop=False, current_epoch=0)
+        for value in (0.1, more[point, seed], 0.05):
+            trainer.callback_metrics = {"val/Recall@1": torch.tensor(value)}
+            for callback in callbacks:
+                callback.on_train_epoch_end(trainer, None)
+
+    monkeypatch.setattr(tuning, "fit", fit)
+    cut = (0.3, 101)
+    with pytest.raises(Cut):
+        tuning.tune(plan, arm, tmp_path)
+    cut = None
+    found = tuning.tune(plan, arm, tmp_path)
+    assert [each["point"]["temperature"] for each in found["finalists"]] == [0.2, 0.3]
+    assert found["finalists"][1]["values"] == pytest.approx([0.8, 0.6, 0.7])
+    assert found["point"] == {"temperature": 0.3} and found["value"] == pytest.approx(0.7)
+    assert len(ran) == 3 + 4 + 1  # what was finished is not run again
+    assert tuning.tune(plan, arm, tmp_path) == found and len(ran) == 8
+
+
+def test_the_best_value_survives_a_restart():
+    best, again = Best("val/Recall@1", "min"), Best("val/Recall@1", "min")
+    for value in (0.4, 0.2):
+        best.on_train_epoch_end(SimpleNamespace(callback_metrics={"val/Recall@1": torch.tensor(value)}), None)
+    again.load_state_dict(best.state_dict())
+    again.on_train_epoch_end(SimpleNamespace(callback_metrics={"val/Recall@1": torch.tensor(0.3)}), None)
+    assert again.value == pytest.approx(0.2)
