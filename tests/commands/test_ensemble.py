@@ -85,7 +85,7 @@ def other_architecture() -> None:
         (["zeroshot.pt", "other.pt"], "other.pt lacks 24 tensors of the other (transformer.resblocks.0."),
         (["zeroshot.pt", "wide.pt"], "visual.proj (16, 8) and (16, 9)"),
         (["zeroshot.pt", "lora.pt"], "Take model.pt of the same run."),
-        (["zeroshot.pt", "none.pt"], "none.pt cannot be read as weights"),
+        (["zeroshot.pt", "none.pt"], "A file of weights must be at none.pt. It is not there"),
         (["zeroshot.pt", "finetuned.pt", "--alpha", "0,2"], "--alpha are numbers in [0, 1]"),
         (["zeroshot.pt", "finetuned.pt", "--alpha", "...,1"], "--alpha are numbers in [0, 1]"),
         (["zeroshot.pt", "finetuned.pt", "--alpha", "a"], "--alpha are numbers in [0, 1]"),
