@@ -159,6 +159,7 @@ def test_lora_trains_adapters_and_writes_merged_weights(tmp_path: Path, pictures
     assert not any(name.startswith("visual") for name in changed)
 
 
+@pytest.mark.slow
 def test_bf16_trains_and_goes_on(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed in its second epoch, with mixing at random and queues, it ends with the weights of a run that was not."""
     queues = {f"{tower}_queue": of("mixcontrast.KeyQueue", size=10, dim=tiny.WIDTH) for tower in ("image", "text")}
