@@ -9,9 +9,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from bench_mixers import (
+    geodesic_on_embeddings,
     metrix_on_embeddings,
     mochi_on_embeddings,
-    slerp,
     step_of,
     supremix_on_embeddings,
     synco_on_embeddings,
@@ -248,30 +248,6 @@ def _geodesic(names: tuple[str, ...]) -> Callable[[int, torch.device], Contest]:
         )
 
     return make
-
-
-def geodesic_on_embeddings(criterion: mc.GeodesicMixup, image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-    """The same mixtures as tensors of D numbers each."""
-    tables = mc.Pairs.from_towers(image, text, scale)
-    draw = criterion.draw(tables[0])
-    total = torch.stack([criterion.loss.reduce(table) for table in tables]).mean()
-    own = torch.eye(len(image), dtype=torch.bool, device=image.device)
-    for name, term in criterion.terms.items():
-        lam = getattr(draw, name)
-        target = lam * own.float() + (1 - lam) * own.flip(1).float()
-        if name == "m2":
-            mixed, plain, target = slerp(image, text, lam), image @ text.T, own
-            similarities = [torch.where(own, plain, image @ mixed.T), torch.where(own, plain.T, text @ mixed.T)]
-        else:
-            one = slerp(image, image.flip(0), lam) if name in ("v", "vl") else image
-            two = slerp(text, text.flip(0), lam) if name in ("l", "vl") else text
-            similarities = [one @ two.T, two @ one.T]
-        by = scale if term.temperature is None else 1 / term.temperature
-        of_mixed = [
-            criterion.loss.reduce(mc.Pairs(image, (mc.Block(s, target, 1.0),), logit_scale=by)) for s in similarities
-        ]
-        total = total + term.weight * torch.stack(of_mixed).mean()
-    return total
 
 
 # ---- big batches

@@ -109,7 +109,7 @@ def geodesic_on_embeddings(criterion: mc.GeodesicMixup, image, text, scale):
     tables = mc.Pairs.from_towers(image, text, scale)
     draw = criterion.draw(tables[0])
     total = torch.stack([criterion.loss.reduce(table) for table in tables]).mean()
-    own = torch.eye(len(image), dtype=torch.bool)
+    own = torch.eye(len(image), dtype=torch.bool, device=image.device)
     for name, term in criterion.terms.items():
         lam = getattr(draw, name)
         target = lam * own.float() + (1 - lam) * own.flip(1).float()

@@ -3,7 +3,6 @@ points once more with other seeds, since one run a point chooses the luckiest.""
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,10 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from mixcontrast.commands.fit import fit
-from mixcontrast.files import write_whole
+from mixcontrast.files import write_json
 from mixcontrast.study.plan import TUNING_SEED, Arm, Plan
 from mixcontrast.study.recipes import write_recipe
+from mixcontrast.study.work import read
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
@@ -49,8 +49,7 @@ class Report(lightning.Callback):
         if self.monitor not in trainer.callback_metrics:
             return
         value, epoch = float(trainer.callback_metrics[self.monitor]), trainer.current_epoch + 1
-        better = max if self.mode == "max" else min
-        self.best = value if self.best != self.best else better(self.best, value)
+        self.best = _better(self.best, value, self.mode)
         if epoch in self.told:
             return
         self.trial.report(self.best, epoch)
@@ -74,15 +73,18 @@ class Best(lightning.Callback):
 
     def on_train_epoch_end(self, trainer, module) -> None:
         if self.monitor in trainer.callback_metrics:
-            value = float(trainer.callback_metrics[self.monitor])
-            better = max if self.mode == "max" else min
-            self.value = value if self.value != self.value else better(self.value, value)
+            self.value = _better(self.value, float(trainer.callback_metrics[self.monitor]), self.mode)
 
     def state_dict(self) -> dict[str, Any]:
         return {"value": self.value}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.value = state_dict["value"]
+
+
+def _better(before: float, value: float, mode: str) -> float:
+    """The better of two; NaN is before the first."""
+    return value if before != before else max(before, value) if mode == "max" else min(before, value)
 
 
 def tune(plan: Plan, arm: Arm, folder: Path) -> dict[str, Any]:
@@ -144,13 +146,11 @@ def _point(trial: FrozenTrial) -> dict[str, float]:
 def _run(
     plan: Plan, arm: Arm, point: dict[str, float], study: optuna.Study, trial: Trial, folder: Path
 ) -> None:
-    name = _name(point)
-    recipe = write_recipe(folder / "tuning" / arm.slug / f"{name}.yaml", arm.at(point))
+    out = folder / "tuning" / arm.slug / _name(point)
+    recipe = write_recipe(_recipe(out), arm.at(point))
     report = Report(trial, plan.monitor, plan.mode)
-    out = folder / "tuning" / arm.slug / name
-    arguments = ["--config", str(recipe), "--out", str(out), "--seed", str(TUNING_SEED)]
     try:
-        fit([*arguments, "--trainer.enable_progress_bar=false"], callbacks=[report], judged=False)
+        _fit(recipe, out, TUNING_SEED, report)
     except (ValueError, TypeError, OSError) as error:
         trial.set_user_attr("error", " ".join(str(error).split()))
         study.tell(trial, state=TrialState.FAIL)
@@ -166,24 +166,30 @@ def _name(point: dict[str, float]) -> str:
     return "-".join(f"{knob}={value:g}" for knob, value in point.items()) or "as-it-is"
 
 
-def _again(plan: Plan, arm: Arm, point: dict[str, float], seed: int, folder: Path) -> float:
-    """What a point reaches with another seed, NaN where it fails; kept in a file."""
-    name = _name(point)
-    out = folder / "tuning" / arm.slug / f"{name}-seed{seed}"
+def _recipe(out: Path) -> Path:
+    """Of a point's runs."""
+    return out.parent / f"{out.name}.yaml"
+
+
+def _fit(recipe: Path, out: Path, seed: int, callback: lightning.Callback) -> None:
+    arguments = ["--config", str(recipe), "--out", str(out), "--seed", str(seed)]
+    fit([*arguments, "--trainer.enable_progress_bar=false"], callbacks=[callback], judged=False)
+
+
+def _again(plan: Plan, arm: Arm, point: dict[str, float], seed: int, folder: Path) -> float | None:
+    """What a point reaches with another seed, None where it fails; kept in a file."""
+    first = folder / "tuning" / arm.slug / _name(point)
+    out = first.parent / f"{first.name}-seed{seed}"
     file = out / "best.json"
     if not file.exists():
         best = Best(plan.monitor, plan.mode)
-        recipe = folder / "tuning" / arm.slug / f"{name}.yaml"
-        arguments = ["--config", str(recipe), "--out", str(out), "--seed", str(seed)]
         try:
-            fit([*arguments, "--trainer.enable_progress_bar=false"], callbacks=[best], judged=False)
+            _fit(_recipe(first), out, seed, best)
         except (ValueError, TypeError, OSError):
             best.value = float("nan")
         out.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"value": None if best.value != best.value else best.value})
-        write_whole(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    value = json.loads(file.read_text(encoding="utf-8"))["value"]
-    return float("nan") if value is None else value
+        write_json(file, {"value": None if best.value != best.value else best.value})
+    return read(file)["value"]
 
 
 def _chosen(plan: Plan, arm: Arm, study: optuna.Study, folder: Path) -> dict[str, Any]:
@@ -213,11 +219,10 @@ def _chosen(plan: Plan, arm: Arm, study: optuna.Study, folder: Path) -> dict[str
          "values": [trial.value, *(_again(plan, arm, _point(trial), seed, folder) for seed in more)]}
         for trial in kept
     ]  # fmt: skip
-    means = [sign * sum(each["values"]) / len(each["values"]) for each in finalists]
-    means = [mean if mean == mean else -math.inf for mean in means]  # a seed that fails rules a point out
+    means = [  # a seed that fails rules a point out
+        -math.inf if None in each["values"] else sign * sum(each["values"]) / len(each["values"]) for each in finalists
+    ]
     best = max(range(len(means)), key=means.__getitem__)
-    for each in finalists:
-        each["values"] = [None if value != value else value for value in each["values"]]
     value = sign * means[best] if means[best] > -math.inf else kept[best].value
     return {"trials": trials, "finalists": finalists, "point": finalists[best]["point"], "value": value}
 
