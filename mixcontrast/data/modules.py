@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from mixcontrast.data.augmentation import Augmentation
 from mixcontrast.data.examples import Examples
 from mixcontrast.data.loading import Drawn, InOrder, ResumableLoader
-from mixcontrast.data.sampler import DrawnBatches, MPerClassBatchSampler, ShuffledBatchSampler
+from mixcontrast.data.sampler import DrawnBatches, MPerClassBatchSampler, ShuffledBatchSampler, natural_seed
 from mixcontrast.data.splits import Parts, split, with_validation
 
 
@@ -167,7 +167,7 @@ class ClassData(Data):
             )
         self.classes_per_batch, self.per_class, self.batches_per_epoch = classes_per_batch, per_class, batches_per_epoch
         self.augment, self.transform = augment, transform
-        self.num_workers, self.eval_batch_size, self.seed = num_workers, eval_batch_size, _natural(seed)
+        self.num_workers, self.eval_batch_size, self.seed = num_workers, eval_batch_size, natural_seed(seed)
         parts = _split(
             examples,
             by_class=disjoint_classes,
@@ -244,7 +244,7 @@ class ViewsData(Data):
     ) -> None:
         super().__init__()
         self.batch_size, self.augment, self.transform = batch_size, augment, transform
-        self.num_workers, self.eval_batch_size, self.seed = num_workers, eval_batch_size, _natural(seed)
+        self.num_workers, self.eval_batch_size, self.seed = num_workers, eval_batch_size, natural_seed(seed)
         parts = _split(
             examples,
             by_class=disjoint_classes,
@@ -320,7 +320,7 @@ class ValuesData(Data):
         if views not in (1, 2):
             raise ValueError(f"`views` must be 1 or 2. Got {views}.")
         self.batch_size, self.views, self.augment, self.transform = batch_size, views, augment, transform
-        self.num_workers, self.eval_batch_size, self.seed = num_workers, eval_batch_size, _natural(seed)
+        self.num_workers, self.eval_batch_size, self.seed = num_workers, eval_batch_size, natural_seed(seed)
         parts = _split(
             examples,
             by_class=False,
@@ -367,12 +367,6 @@ class _Part(Examples):
 
     def __getitem__(self, row: int) -> Image.Image | Tensor:
         return self.examples[int(self.rows[row])]
-
-
-def _natural(seed: int) -> int:
-    if seed < 0:
-        raise ValueError(f"A seed must not be negative. Got {seed}.")
-    return seed
 
 
 def _split(

@@ -18,7 +18,7 @@ from mixcontrast.data.captions import Captioned
 from mixcontrast.data.found import one_of
 from mixcontrast.data.loading import ResumableLoader
 from mixcontrast.data.modules import Data
-from mixcontrast.data.sampler import DrawnBatches, Place, ShuffledBatchSampler
+from mixcontrast.data.sampler import DrawnBatches, Place, ShuffledBatchSampler, natural_seed
 from mixcontrast.data.splits import Parts, split, with_validation
 from mixcontrast.judge.cross_modal import connected
 from mixcontrast.models.towers import FeatureTowers, Towers
@@ -93,9 +93,7 @@ class PairData(Data):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if seed < 0:
-            raise ValueError(f"A seed must not be negative. Got {seed}.")
-        self.collection, self.batch_size, self.seed = pairs, batch_size, seed
+        self.collection, self.batch_size, self.seed = pairs, batch_size, natural_seed(seed)
         self.augment, self.transform = augment, transform
         self.num_workers, self.eval_batch_size = num_workers, eval_batch_size
         self.held_out = tuple(held_out or ())

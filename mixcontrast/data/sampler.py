@@ -164,3 +164,10 @@ class DrawnBatches(Sampler[list[Place]]):
                     (row, (first, second))
                     for row, (first, second) in zip(batch[mine], seeds[number, mine].tolist(), strict=True)
                 ]
+
+
+def natural_seed(seed: int) -> int:
+    """The seed, once it was seen not to be negative, which numpy's generators refuse."""
+    if seed < 0:
+        raise ValueError(f"A seed must not be negative. Got {seed}.")
+    return seed
