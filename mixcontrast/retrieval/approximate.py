@@ -13,7 +13,6 @@ from mixcontrast.retrieval.exact import (
     gpu_number,
     in_order,
     load_faiss,
-    longest,
     without,
 )
 from mixcontrast.retrieval.processes import everyone, place
@@ -74,9 +73,8 @@ class ApproximateIndex:
                 drawn = np.random.default_rng(0).choice(rows, min(rows, most), replace=False)
                 self._index.train(gallery.take(np.sort(drawn)))
             for start, stop in blocks:
-                block = gallery.read(start, stop)
-                self.longest = max(self.longest, longest(block, self._similarity))
-                self._index.add(block)
+                self._index.add(gallery.read(start, stop))
+                self.longest = max(self.longest, gallery.longest(start, stop))
             if self.parameters:
                 space = faiss.ParameterSpace if self.device == "cpu" else faiss.GpuParameterSpace
                 space().set_index_parameters(self._index, self.parameters)

@@ -21,8 +21,22 @@ def as_array(value: Any) -> np.ndarray:
     return np.asarray(value)
 
 
-def check_table(name: str, table: Any, normalize: bool, first: int = 0) -> np.ndarray:
-    """(N, D) contiguous float32, divided by its rows' lengths where `normalize` is set; rows count from `first`."""
+def check_table(name: str, table: Any, normalize: bool, first: int = 0) -> tuple[np.ndarray, float]:
+    """(N, D) contiguous float32, divided by its rows' lengths where `normalize` is set; and its longest row's length.
+
+    Args:
+        name: in errors.
+        table: (N, D) floats.
+        normalize: rows to unit length.
+        first: what its first row is called.
+
+    Returns:
+        The rows, and a length that none exceeds: of unit rows 1, else the longest's with room for rounding.
+
+    Raises:
+        ValueError: a shape that does not fit, NaN, rows too long, or of zeros where they must be normalised.
+        TypeError: no floats.
+    """
     table = as_array(table)
     if table.ndim != 2 or 0 in table.shape:
         raise ValueError(
@@ -47,11 +61,11 @@ def check_table(name: str, table: Any, normalize: bool, first: int = 0) -> np.nd
                 f"`{name}` must be shorter than {_LONGEST:.0e} a row: float32 holds no larger similarity. Got row "
                 f"{first + int(np.argmax(size))} and more; scale all by one number, or measure by cosine."
             )
-        return table
+        return table, float(np.sqrt(size.max())) * (1 + table.shape[1] * float(np.finfo(np.float32).eps))
     length = size[:, None]
     odd = np.flatnonzero(~((length > 0) & np.isfinite(length)))
     if len(odd) == 0:
-        return table / length
+        return table / length, 1.0
     wide = table[odd].astype(np.float64)  # squares that float32 cannot hold
     lengths = np.linalg.norm(wide, axis=1, keepdims=True)
     if not (lengths > 0).all():
@@ -62,7 +76,7 @@ def check_table(name: str, table: Any, normalize: bool, first: int = 0) -> np.nd
     length[odd] = 1
     unit = table / length
     unit[odd] = wide / lengths
-    return unit
+    return unit, 1.0
 
 
 def check_k(k: Any) -> int:

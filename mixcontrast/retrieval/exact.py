@@ -170,14 +170,6 @@ def product(queries: np.ndarray, gallery: np.ndarray, similarity: Similarity) ->
     return found
 
 
-def longest(block: np.ndarray, similarity: Similarity) -> float:
-    """The length of the longest row, or a little more; under cosine all are 1."""
-    if similarity == "cosine":
-        return 1.0
-    rounding = 1 + block.shape[1] * float(np.finfo(np.float32).eps)
-    return float(np.sqrt(np.einsum("nd,nd->n", block, block).max())) * rounding
-
-
 def check_device(device: str) -> None:
     """One that torch has here.
 

@@ -180,7 +180,7 @@ def _best_relevant(task: Task, rows: np.ndarray) -> tuple[np.ndarray, float]:
     searcher = task.searcher
     best, longest = np.full(len(rows), -np.inf), 0.0
     for part, start, stop, queries, block in _tiles(searcher, rows):
-        longest = max(longest, exact.longest(block, searcher.similarity))
+        longest = max(longest, searcher.gallery.longest(start, stop))
         pairs = task.pairs(rows[part], start, stop)
         for mine, theirs in searcher.rules_of(rows[part], start, stop):
             pairs = pairs[mine[pairs[:, 0]] != theirs[pairs[:, 1]]]

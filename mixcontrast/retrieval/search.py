@@ -131,7 +131,7 @@ def assign_clusters(
     Raises:
         ValueError: shapes that do not fit, NaN, rows of zeros under cosine, more clusters than rows.
     """
-    table = check_table("embeddings", embeddings, normalize)
+    table, _ = check_table("embeddings", embeddings, normalize)
     if not 1 <= num_clusters <= len(table):
         raise ValueError(f"`num_clusters` must lie in [1, {len(table)}], the rows. Got {num_clusters}; take fewer.")
     faiss = load_faiss()

@@ -120,9 +120,10 @@ class Searcher:
     def more(self) -> int:
         """Candidates asked for beyond those needed, to see that none is in doubt.
 
-        One does for most queries; for the others the gallery is searched again, which is dear where it must be read.
+        One does for most queries; for the others the gallery is searched again, which is dear where it must be read or
+        moved to a GPU.
         """
-        return 1 if self.limit is None else 9
+        return 1 if self.limit is None and self.device == "cpu" else 9
 
     def block_rows(self) -> int:
         """Gallery rows read at once: half of the limit holds them, as stored, as float32 and while they are checked."""
@@ -254,7 +255,7 @@ class Searcher:
         return {
             "similarity": found,
             "indices": np.where(indices < 0, -1, indices + start),
-            "longest": np.array(exact.longest(block, self.similarity)),
+            "longest": np.array(self.gallery.longest(start, stop)),
         }
 
     def _candidates(

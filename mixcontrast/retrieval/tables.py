@@ -35,11 +35,12 @@ class Table:
         self.name, self._normalize = name, normalize
         self.stored = embeddings if isinstance(embeddings, StoredEmbeddings) else None
         self._last: tuple[int, int, np.ndarray] | None = None
+        self._longest = 0.0
         if self.stored is not None:
             self.shape, self.dtype = self.stored.shape, self.stored.dtype
         else:
             self.dtype = str(getattr(embeddings, "dtype", "float64")).removeprefix("torch.")
-            rows = check_table(name, as_array(embeddings), normalize)
+            rows, self._longest = check_table(name, as_array(embeddings), normalize)
             self.shape = rows.shape
             self._last = 0, len(rows), rows
 
@@ -53,11 +54,17 @@ class Table:
         if self._last is None or self._last[:2] != (start, stop):
             self._last = None  # before the next is there
             try:
-                rows = check_table(self.name, self.stored.read(start, stop), self._normalize, start)
+                block = self.stored.read(start, stop)
+                rows, self._longest = check_table(self.name, block, self._normalize, start)
             except ValueError as error:
                 raise ValueError(f"{error} ({self.stored.path})") from None
             self._last = start, stop, rows
         return self._last[2]
+
+    def longest(self, start: int, stop: int) -> float:
+        """A length that no row of a block exceeds: of unit rows 1, in memory the whole table's."""
+        self.read(start, stop)
+        return self._longest
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """(n, D) of row numbers, which rise."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import lightning
@@ -18,6 +19,7 @@ from mixcontrast.queue import KeyQueue
 from mixcontrast.retrieval import Evaluation, RetrievalEvaluator
 from mixcontrast.tiling import Tiled
 from mixcontrast.training.callbacks import RetrievalCallback, embed_loader
+from mixcontrast.training.chunks import check_chunk_size, in_chunks
 from mixcontrast.training.fitting import (
     LOOKED_AT,
     VIEWS,
@@ -29,7 +31,15 @@ from mixcontrast.training.fitting import (
     mean_similarities,
     only_test_loader,
 )
-from mixcontrast.training.optimization import OptimizerCallable, adamw, optimizer_of, with_schedule
+from mixcontrast.training.optimization import (
+    OptimizerCallable,
+    adamw,
+    check_head,
+    drop_gradients_but_of_head,
+    optimizer_of,
+    resting,
+    with_schedule,
+)
 from mixcontrast.training.probes import ProbeCallback, judge_classes, share_classes
 from mixcontrast.training.shuffling import encode_shuffled
 
@@ -51,12 +61,20 @@ class SelfSupervised(FitModule):
         optimizer: a class of torch.optim and its arguments; biases and norms do not decay.
         warmup_epochs: the learning rate rises linearly over so many epochs.
         cosine: it then falls to zero by a cosine, else it stays.
+        head_only_epochs: at first the part `head` of the encoder and the projector are trained alone, as is right from
+            a pretrained encoder; batch norm before them keeps its statistics, in the copy too, which so long differs
+            from the encoder in its head alone.
+        chunk_size: so many examples pass through the encoder at once, of a rank's batch; their activations are made
+            again in the backward pass, so that those of one chunk live, and the gradients are those of the whole
+            batch (GradCache: a second forward pass). Batch norm in training normalises each chunk by itself, which
+            is warned of. Keys are chunked alike. None: the whole batch at once.
 
     Batches are `((view1, view2), labels (B,) int64)`; labels are read by a class oracle and by the judges alone.
 
     Raises:
         TypeError: a criterion that is not called with two views.
-        ValueError: a queue without a momentum, or a momentum out of range.
+        ValueError: a queue without a momentum, or a momentum out of range; `head_only_epochs` below 0, or of an encoder
+            without a head and no projector; `chunk_size` below 1.
 
     Source: He et al., arXiv 1911.05722; Chen et al., arXiv 2003.04297; SimCLR: arXiv 2002.05709.
     """
@@ -72,6 +90,8 @@ class SelfSupervised(FitModule):
         optimizer: OptimizerCallable = adamw,
         warmup_epochs: float = 0.0,
         cosine: bool = True,
+        head_only_epochs: int = 0,
+        chunk_size: int | None = None,
     ) -> None:
         super().__init__()
         check_criterion("SelfSupervised", criterion, [VIEWS])
@@ -85,6 +105,8 @@ class SelfSupervised(FitModule):
             raise ValueError(f"`momentum` must lie in [0, 1). Got {momentum}; MoCo's is 0.999.")
         self.encoder, self.criterion = encoder, criterion
         self.projector = nn.Identity() if projector is None else projector
+        check_head(encoder, head_only_epochs, self.projector)
+        check_chunk_size(chunk_size)
         self.momentum_encoder = self.momentum_projector = None
         if momentum is not None:
             self.momentum_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
@@ -93,6 +115,7 @@ class SelfSupervised(FitModule):
         self.oracle = queue is not None and queue.label_buffer is not None
         self.momentum, self.cosine_momentum = momentum, cosine_momentum
         self.optimizer, self.warmup_epochs, self.cosine = optimizer, warmup_epochs, cosine
+        self.head_only_epochs, self.chunk_size = head_only_epochs, chunk_size
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, D) features, as they are judged."""
@@ -101,11 +124,11 @@ class SelfSupervised(FitModule):
     def training_step(self, batch: tuple[tuple[Tensor, Tensor], Tensor], index: int) -> Tensor:
         (view1, view2), labels = batch
         if self.momentum_encoder is None:
-            first, second = self.projector(self.encoder(torch.cat([view1, view2]))).chunk(2)
+            first, second = self._chunked(self._queries, torch.cat([view1, view2])).chunk(2)
         else:
-            first = self.projector(self.encoder(view1))
+            first = self._chunked(self._queries, view1)
             with torch.no_grad():
-                second = encode_shuffled(self._keys, view2)
+                second = encode_shuffled(lambda inputs: self._chunked(self._keys, inputs), view2)
         loss = self._of_all_ranks[0](first, second, *([labels] if self.oracle else []))
         self.log("loss", loss, prog_bar=True)
         if at_a_log_step(self.trainer):
@@ -114,8 +137,20 @@ class SelfSupervised(FitModule):
             self.log_dict(mean_similarities(rows, index[:, None] == index[None, :]), prog_bar=True)
         return loss
 
+    def _chunked(self, embed: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+        return in_chunks(embed, inputs, self.chunk_size, nn.ModuleList([self.encoder, self.projector]))
+
+    def _queries(self, inputs: Tensor) -> Tensor:
+        with resting(self.encoder, self.current_epoch < self.head_only_epochs):
+            return self.projector(self.encoder(inputs))
+
     def _keys(self, inputs: Tensor) -> Tensor:
-        return self.momentum_projector(self.momentum_encoder(inputs))
+        with resting(self.momentum_encoder, self.current_epoch < self.head_only_epochs):
+            return self.momentum_projector(self.momentum_encoder(inputs))
+
+    def on_after_backward(self) -> None:
+        if self.current_epoch < self.head_only_epochs:
+            drop_gradients_but_of_head(self.encoder)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)

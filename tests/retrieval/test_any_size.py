@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixcontrast.retrieval import StoredEmbeddings, evaluate, evaluate_pairs, search
+from mixcontrast.retrieval.tables import Table
 from mixcontrast.retrieval.torch_search import torch_knn
 from tests.retrieval.folders import write_every_kind, write_folder
 
@@ -149,6 +150,17 @@ def test_the_scale_of_the_data_makes_no_ties_and_hides_none(similarity, scale):
     twice = np.repeat(table, 2, axis=0) * np.float32(scale)
     mixed = np.arange(180) % 9
     assert evaluate(twice, mixed, similarity=similarity).num_tied > 0
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_table_knows_how_long_its_rows_are(tmp_path, normalize):
+    """No row is longer than it says, as it stands in memory and as it is read, and none needs so much room."""
+    table = tables(3, "general")[0] * 40
+    for given_as in (table, StoredEmbeddings(write_folder(tmp_path / "stored", table))):
+        kept = Table("rows", given_as, normalize)
+        lengths = np.linalg.norm(kept.read(10, 50).astype(np.float64), axis=1)
+        most = 1 if normalize else np.linalg.norm(table, axis=1).max()
+        assert lengths.max() <= kept.longest(10, 50) * (1 + 1e-7) and kept.longest(10, 50) <= most * 1.00001
 
 
 def test_distances_far_from_the_origin():

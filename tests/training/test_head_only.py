@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mixcontrast import DeepMetrix, MultiSimilarityLoss, SupConLoss, SupReMix
-from mixcontrast.data import ClassData, ValuesData
+from mixcontrast import DeepMetrix, InfoNCE, KeyQueue, MultiSimilarityLoss, SupConLoss, SupReMix
+from mixcontrast.data import ClassData, ValuesData, VectorNoise, ViewsData
 from mixcontrast.models import ProjectionHead
-from mixcontrast.training import DirectRegression, MetricLearning, Regression
+from mixcontrast.training import DirectRegression, MetricLearning, Regression, SelfSupervised
 from mixcontrast.training.safety import quieten
 from tests.fitting import Measured, Network, Vectors
 
@@ -43,6 +43,7 @@ class Bare(nn.Sequential):
 
 LABELLED = lambda: ClassData(Vectors(), classes_per_batch=2, per_class=3)  # noqa: E731
 VALUED = lambda: ValuesData(Measured(), batch_size=16)  # noqa: E731
+VIEWED = lambda: ViewsData(Vectors(num_classes=5, per_class=24), batch_size=16, augment=VectorNoise())  # noqa: E731
 ONE = dict(cosine=False, head_only_epochs=1)
 
 
@@ -55,8 +56,14 @@ ONE = dict(cosine=False, head_only_epochs=1)
         (lambda: Regression(Network(), SupReMix(SupConLoss()), **ONE), VALUED, "encoder.backbone."),
         (lambda: Regression(Bare(), SupReMix(SupConLoss()), projector=ProjectionHead(8, 4), **ONE), VALUED, "encoder."),
         (lambda: DirectRegression(Bare(), 8, **ONE), VALUED, "encoder."),
+        (lambda: SelfSupervised(Network(), InfoNCE(), **ONE), VIEWED, "encoder.backbone."),
+        (lambda: SelfSupervised(Network(), InfoNCE(queue=KeyQueue(40, 8)), momentum=0.5, **ONE), VIEWED,
+         ("encoder.backbone.", "momentum_encoder.backbone.")),
+        (lambda: SelfSupervised(Bare(), InfoNCE(), projector=ProjectionHead(8, 4), momentum=0.5, **ONE), VIEWED,
+         ("encoder.", "momentum_encoder.")),
     ],
-    ids=["metric learning", "deep", "regression", "regression, projector", "direct regression"],
+    ids=["metric learning", "deep", "regression", "regression, projector", "direct regression", "simclr", "moco",
+         "moco, projector"],
 )  # fmt: skip
 def test_what_rests_stays_to_the_last_statistic(module, data, rests, tmp_path):
     torch.manual_seed(0)
@@ -83,3 +90,28 @@ def test_a_head_that_is_not_there_is_said():
         Regression(Bare(), SupReMix(SupConLoss()), head_only_epochs=1)
     with pytest.raises(ValueError, match="at least 0. Got -1"):
         DirectRegression(Bare(), 8, head_only_epochs=-1)
+    with pytest.raises(ValueError, match="an encoder whose part `head` has weights. Got Bare"):
+        SelfSupervised(Bare(), InfoNCE(), head_only_epochs=1)
+
+
+def test_the_copy_of_a_head_follows_it_while_the_rest_rests(tmp_path):
+    """Behind a step the copy is the old one moved by 1 - momentum to where the encoder now is."""
+
+    class Follows(lightning.Callback):
+        def on_train_batch_start(self, trainer, module, batch, index) -> None:
+            self.old = {name: p.clone() for name, p in module.momentum_encoder.named_parameters()}
+
+        def on_train_batch_end(self, trainer, module, outputs, batch, index) -> None:
+            new = dict(module.encoder.named_parameters())
+            for name, slow in module.momentum_encoder.named_parameters():
+                torch.testing.assert_close(slow, 0.75 * self.old[name] + 0.25 * new[name])
+                assert torch.equal(slow, new[name]) == name.startswith("backbone.") or trainer.current_epoch
+
+    torch.manual_seed(0)
+    quieten()
+    trainer = lightning.Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[Follows()], default_root_dir=tmp_path, limit_val_batches=0,
+        use_distributed_sampler=False,
+    )  # fmt: skip
+    trainer.fit(SelfSupervised(Network(), InfoNCE(), momentum=0.75, **ONE), datamodule=VIEWED())
