@@ -23,6 +23,7 @@ from mixcontrast.retrieval import DML, Evaluation, evaluate
 from mixcontrast.similarity import unit
 from mixcontrast.tiling import Tiled
 from mixcontrast.training.callbacks import embed_loader
+from mixcontrast.training.chunks import warn_of_batch_norm
 
 KS = (1, 2, 4, 8)
 LOOKED_AT = 2048  # examples of a batch that are looked at when it is logged: a table of all would undo `Tiled`
@@ -40,10 +41,12 @@ class FitModule(lightning.LightningModule, ABC):
     Attributes:
         encoder: what is trained to be used: inputs to (B, D) embeddings.
         criterion: a loss or mixer of mixcontrast, or None.
+        chunk_size: examples that pass through the encoder at once; None: the batch.
     """
 
     encoder: nn.Module
     criterion: nn.Module | None
+    chunk_size: int | None = None
     _of_all_ranks: tuple[Gathered, ...] = ()  # the criterion as a step calls it; of a tuple no names in a checkpoint
 
     @abstractmethod
@@ -59,7 +62,8 @@ class FitModule(lightning.LightningModule, ABC):
         """What the module as it is reaches on the test part, a value a query or row."""
 
     def setup(self, stage: str) -> None:
-        """Refuses FSDP's first version, which leaves a rank a piece of all parameters strung together.
+        """Refuses FSDP's first version, which leaves a rank a piece of all parameters strung together; warns of batch
+        norm in chunks.
 
         Raises:
             ValueError: it is the trainer's strategy.
@@ -70,6 +74,8 @@ class FitModule(lightning.LightningModule, ABC):
                 f"follows. Got the strategy {type(self.trainer.strategy).__name__}, which flattens them; take ddp, or "
                 "ModelParallelStrategy and a configure_model that calls torch's fully_shard on the encoders."
             )
+        if stage == "fit" and self.chunk_size is not None:
+            warn_of_batch_norm(self, self.chunk_size)
 
     def prepare(self, data: lightning.LightningDataModule) -> None:
         """Tells the data what they must know of the module, before any loader of theirs is asked for."""

@@ -21,6 +21,7 @@ from mixcontrast.models.towers import Towers
 from mixcontrast.queue import KeyQueue
 from mixcontrast.retrieval import Evaluation
 from mixcontrast.similarity import unit
+from mixcontrast.training.chunks import check_chunk_size, in_chunks
 from mixcontrast.training.fitting import FitModule, at_a_log_step
 from mixcontrast.training.optimization import OptimizerCallable, adamw, optimizer_of, with_schedule
 from mixcontrast.training.pair_retrieval import PairRetrievalCallback, judge_pairs
@@ -43,12 +44,16 @@ class ImageText(FitModule):
         warmup_epochs: the learning rate rises linearly over so many epochs.
         cosine: it then falls to zero by a cosine, else it stays.
         head_only_steps: for so many steps at first only the towers' projections and the scale are trained.
+        chunk_size: so many examples pass through a tower at once, of a rank's batch; their activations are made
+            again in the backward pass, so that those of one chunk live, and the gradients are those of the whole
+            batch (GradCache: a second forward pass). Batch norm in training normalises each chunk by itself, which
+            is warned of. None: the whole batch at once.
 
     Batches are `((images, texts), labels (B, 2) int64)`, as PairData gives them.
 
     Raises:
         TypeError: a criterion that is not of two towers, SigLipLoss with a model without a bias.
-        ValueError: numbers out of range; a head that cannot be trained, as it is locked.
+        ValueError: numbers out of range (`chunk_size` below 1); a head that cannot be trained, as it is locked.
 
     Source: Radford et al., ICML 2021, arXiv 2103.00020; SigLIP: Zhai et al., ICCV 2023, arXiv 2303.15343.
     """
@@ -65,9 +70,11 @@ class ImageText(FitModule):
         warmup_epochs: float = 0.0,
         cosine: bool = True,
         head_only_steps: int = 0,
+        chunk_size: int | None = None,
     ) -> None:
         super().__init__()
         _check(encoder, criterion)
+        check_chunk_size(chunk_size)
         if temperature is not None and not temperature > 0 or not max_logit_scale > 0:
             raise ValueError(
                 "`temperature` and `max_logit_scale` must be positive. "
@@ -87,6 +94,7 @@ class ImageText(FitModule):
         self._of_all_ranks = (Gathered(criterion),)  # no part of this module: names in a checkpoint stay
         self.optimizer, self.warmup_epochs, self.cosine = optimizer, warmup_epochs, cosine
         self.max_logit_scale, self.head_only_steps = max_logit_scale, head_only_steps
+        self.chunk_size = chunk_size
         for part in criterion.modules():
             if isinstance(part, KeyQueue):
                 part.keep_labels(2)
@@ -100,7 +108,7 @@ class ImageText(FitModule):
 
     def training_step(self, batch: tuple[tuple[Tensor, Tensor], Tensor], index: int) -> Tensor:
         (images, texts), labels = batch
-        image, text, scale, bias = self.encoder(images, texts)
+        image, text, scale, bias = self._features(images, texts)
         scale = scale.reshape(())  # some models have it in one dimension
         bias = None if bias is None else bias.reshape(())
         loss = self._of_all_ranks[0](image, text, scale, bias, False, labels)
@@ -109,6 +117,14 @@ class ImageText(FitModule):
             self.log_dict(_similarities(image.detach(), text.detach(), labels), prog_bar=True)
             self.log("logit_scale", scale.detach())
         return loss
+
+    def _features(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        towers = self.encoder
+        if self.chunk_size is None:
+            return towers(images, texts)
+        image = in_chunks(towers.encode_image, images, self.chunk_size, towers)
+        text = in_chunks(towers.encode_text, texts, self.chunk_size, towers)
+        return image, text, towers.logit_scale.exp(), towers.logit_bias
 
     def on_after_backward(self) -> None:
         if self.trainer.global_step < self.head_only_steps:

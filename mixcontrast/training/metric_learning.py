@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import lightning
@@ -15,6 +15,7 @@ from mixcontrast.mixers import DeepMetrix, Mixer
 from mixcontrast.retrieval import Evaluation, RetrievalEvaluator
 from mixcontrast.tiling import Tiled
 from mixcontrast.training.callbacks import RetrievalCallback
+from mixcontrast.training.chunks import check_chunk_size, in_chunks
 from mixcontrast.training.fitting import (
     KS,
     LABELS,
@@ -50,12 +51,17 @@ class MetricLearning(FitModule):
         cosine: it then falls to zero by a cosine, else it stays.
         head_only_epochs: at first the part `head` of the encoder is trained alone; batch norm before it keeps its
             statistics.
+        chunk_size: so many examples pass through the encoder at once, of a rank's batch; their activations are made
+            again in the backward pass, so that those of one chunk live, and the gradients are those of the whole
+            batch (GradCache: a second forward pass). Batch norm in training normalises each chunk by itself, which
+            is warned of. None: the whole batch at once.
 
     Batches are `(inputs (B, ...), labels (B,) int64)`.
 
     Raises:
         TypeError: a criterion that is not called with labels.
-        ValueError: `head_only_epochs` below 0, or of an encoder without a head.
+        ValueError: `head_only_epochs` below 0, or of an encoder without a head; `chunk_size` below 1, or of DeepMetrix,
+            which mixes within the encoder's own pass.
     """
 
     def __init__(
@@ -68,31 +74,47 @@ class MetricLearning(FitModule):
         warmup_epochs: float = 0.0,
         cosine: bool = True,
         head_only_epochs: int = 0,
+        chunk_size: int | None = None,
     ) -> None:
         super().__init__()
         check_criterion("MetricLearning", criterion.loss if isinstance(criterion, DeepMetrix) else criterion, [LABELS])
         check_head(encoder, head_only_epochs)
+        check_chunk_size(chunk_size)
+        if chunk_size is not None and isinstance(criterion, DeepMetrix):
+            raise ValueError(
+                "DeepMetrix mixes within one pass of the encoder, which reads the whole batch. "
+                f"Got chunk_size {chunk_size}; leave it out, or mix embeddings: Metrix(loss)."
+            )
         self.encoder, self.criterion = encoder, criterion
         self._of_all_ranks = (Gathered(criterion),)  # no part of this module: names in a checkpoint stay
         self.optimizer, self.proxy_factor = optimizer, proxy_factor
         self.warmup_epochs, self.cosine, self.head_only_epochs = warmup_epochs, cosine, head_only_epochs
+        self.chunk_size = chunk_size
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.encoder(inputs)
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         inputs, labels = batch
-        with resting(self.encoder, self.current_epoch < self.head_only_epochs), _seen(self.encoder) as outputs:
-            if isinstance(self.criterion, DeepMetrix):
+        if isinstance(self.criterion, DeepMetrix):
+            with self._resting(), _seen(self.encoder) as outputs:
                 loss = self._of_all_ranks[0](self.encoder, inputs, labels)
-            else:
-                loss = self._of_all_ranks[0](self.encoder(inputs), labels)
-        embeddings = outputs[0][: len(labels)]  # mixtures are behind
+            embeddings = outputs[0][: len(labels)]  # mixtures are behind
+        else:
+            embeddings = in_chunks(self._embed, inputs, self.chunk_size, self.encoder)
+            loss = self._of_all_ranks[0](embeddings, labels)
         self.log("loss", loss, prog_bar=True)
         if at_a_log_step(self.trainer):
             embeddings, labels = (rows[:LOOKED_AT] for rows in whole_batch([embeddings.detach(), labels]))
             self.log_dict(mean_similarities(embeddings, labels[:, None] == labels[None, :]), prog_bar=True)
         return loss
+
+    def _embed(self, inputs: Tensor) -> Tensor:
+        with self._resting():
+            return self.encoder(inputs)
+
+    def _resting(self) -> AbstractContextManager[None]:
+        return resting(self.encoder, self.current_epoch < self.head_only_epochs)
 
     def on_after_backward(self) -> None:
         if self.current_epoch < self.head_only_epochs:

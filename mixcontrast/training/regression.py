@@ -14,6 +14,7 @@ from mixcontrast.mixers import Mixer
 from mixcontrast.retrieval import Evaluation
 from mixcontrast.tiling import Tiled
 from mixcontrast.training.callbacks import embed_loader
+from mixcontrast.training.chunks import check_chunk_size, in_chunks
 from mixcontrast.training.fitting import (
     LABELS,
     LOOKED_AT,
@@ -52,13 +53,17 @@ class Regression(FitModule):
         cosine: it then falls to zero by a cosine, else it stays.
         head_only_epochs: at first the part `head` of the encoder and the projector are trained alone; batch norm before
             them keeps its statistics.
+        chunk_size: so many examples pass through the encoder at once, of a rank's batch; their activations are made
+            again in the backward pass, so that those of one chunk live, and the gradients are those of the whole
+            batch (GradCache: a second forward pass). Batch norm in training normalises each chunk by itself, which
+            is warned of. None: the whole batch at once.
 
     Batches are `((view1, view2), values)` or `(inputs, values)`, values (B,) or (B, L) floats.
 
     Raises:
         TypeError: a criterion that reads something else.
         ValueError: `bins` without a class loss, or below 2, or missing; `head_only_epochs` below 0, or of an encoder
-            without a head and no projector.
+            without a head and no projector; `chunk_size` below 1.
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class Regression(FitModule):
         warmup_epochs: float = 0.0,
         cosine: bool = True,
         head_only_epochs: int = 0,
+        chunk_size: int | None = None,
     ) -> None:
         super().__init__()
         check_criterion("Regression", criterion, [VALUES, LABELS])
@@ -83,7 +89,8 @@ class Regression(FitModule):
         self.encoder, self.criterion = encoder, criterion
         self.projector = nn.Identity() if projector is None else projector
         check_head(encoder, head_only_epochs, self.projector)
-        self.head_only_epochs = head_only_epochs
+        check_chunk_size(chunk_size)
+        self.head_only_epochs, self.chunk_size = head_only_epochs, chunk_size
         self._of_all_ranks = (Gathered(criterion),)  # no part of this module: names in a checkpoint stay
         self.bins = bins
         self.register_buffer("edges", None if bins is None else torch.zeros(bins - 1))
@@ -108,8 +115,7 @@ class Regression(FitModule):
         if isinstance(inputs, list | tuple):
             values = torch.cat([values] * len(inputs))
             inputs = torch.cat(list(inputs))
-        with resting(self.encoder, self.current_epoch < self.head_only_epochs):
-            embeddings = self.projector(self.encoder(inputs))
+        embeddings = in_chunks(self._embed, inputs, self.chunk_size, nn.ModuleList([self.encoder, self.projector]))
         labels = values if self.bins is None else torch.bucketize(values, self.edges)
         loss = self._of_all_ranks[0](embeddings, labels)
         self.log("loss", loss, prog_bar=True)
@@ -117,6 +123,10 @@ class Regression(FitModule):
             embeddings, values = (rows[:LOOKED_AT] for rows in whole_batch([embeddings.detach(), values]))
             self.log_dict(mean_similarities(embeddings, nearer_than_most(values)), prog_bar=True)
         return loss
+
+    def _embed(self, inputs: Tensor) -> Tensor:
+        with resting(self.encoder, self.current_epoch < self.head_only_epochs):
+            return self.projector(self.encoder(inputs))
 
     def on_after_backward(self) -> None:
         if self.current_epoch < self.head_only_epochs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import lightning
@@ -18,6 +19,7 @@ from mixcontrast.queue import KeyQueue
 from mixcontrast.retrieval import Evaluation, RetrievalEvaluator
 from mixcontrast.tiling import Tiled
 from mixcontrast.training.callbacks import RetrievalCallback, embed_loader
+from mixcontrast.training.chunks import check_chunk_size, in_chunks
 from mixcontrast.training.fitting import (
     LOOKED_AT,
     VIEWS,
@@ -62,13 +64,17 @@ class SelfSupervised(FitModule):
         head_only_epochs: at first the part `head` of the encoder and the projector are trained alone, as is right from
             a pretrained encoder; batch norm before them keeps its statistics, in the copy too, which so long differs
             from the encoder in its head alone.
+        chunk_size: so many examples pass through the encoder at once, of a rank's batch; their activations are made
+            again in the backward pass, so that those of one chunk live, and the gradients are those of the whole
+            batch (GradCache: a second forward pass). Batch norm in training normalises each chunk by itself, which
+            is warned of. Keys are chunked alike. None: the whole batch at once.
 
     Batches are `((view1, view2), labels (B,) int64)`; labels are read by a class oracle and by the judges alone.
 
     Raises:
         TypeError: a criterion that is not called with two views.
         ValueError: a queue without a momentum, or a momentum out of range; `head_only_epochs` below 0, or of an encoder
-            without a head and no projector.
+            without a head and no projector; `chunk_size` below 1.
 
     Source: He et al., arXiv 1911.05722; Chen et al., arXiv 2003.04297; SimCLR: arXiv 2002.05709.
     """
@@ -85,6 +91,7 @@ class SelfSupervised(FitModule):
         warmup_epochs: float = 0.0,
         cosine: bool = True,
         head_only_epochs: int = 0,
+        chunk_size: int | None = None,
     ) -> None:
         super().__init__()
         check_criterion("SelfSupervised", criterion, [VIEWS])
@@ -99,6 +106,7 @@ class SelfSupervised(FitModule):
         self.encoder, self.criterion = encoder, criterion
         self.projector = nn.Identity() if projector is None else projector
         check_head(encoder, head_only_epochs, self.projector)
+        check_chunk_size(chunk_size)
         self.momentum_encoder = self.momentum_projector = None
         if momentum is not None:
             self.momentum_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
@@ -107,7 +115,7 @@ class SelfSupervised(FitModule):
         self.oracle = queue is not None and queue.label_buffer is not None
         self.momentum, self.cosine_momentum = momentum, cosine_momentum
         self.optimizer, self.warmup_epochs, self.cosine = optimizer, warmup_epochs, cosine
-        self.head_only_epochs = head_only_epochs
+        self.head_only_epochs, self.chunk_size = head_only_epochs, chunk_size
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, D) features, as they are judged."""
@@ -116,11 +124,11 @@ class SelfSupervised(FitModule):
     def training_step(self, batch: tuple[tuple[Tensor, Tensor], Tensor], index: int) -> Tensor:
         (view1, view2), labels = batch
         if self.momentum_encoder is None:
-            first, second = self._queries(torch.cat([view1, view2])).chunk(2)
+            first, second = self._chunked(self._queries, torch.cat([view1, view2])).chunk(2)
         else:
-            first = self._queries(view1)
+            first = self._chunked(self._queries, view1)
             with torch.no_grad():
-                second = encode_shuffled(self._keys, view2)
+                second = encode_shuffled(lambda inputs: self._chunked(self._keys, inputs), view2)
         loss = self._of_all_ranks[0](first, second, *([labels] if self.oracle else []))
         self.log("loss", loss, prog_bar=True)
         if at_a_log_step(self.trainer):
@@ -128,6 +136,9 @@ class SelfSupervised(FitModule):
             index = torch.arange(len(rows) // 2, device=rows.device).repeat(2)
             self.log_dict(mean_similarities(rows, index[:, None] == index[None, :]), prog_bar=True)
         return loss
+
+    def _chunked(self, embed: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+        return in_chunks(embed, inputs, self.chunk_size, nn.ModuleList([self.encoder, self.projector]))
 
     def _queries(self, inputs: Tensor) -> Tensor:
         with resting(self.encoder, self.current_epoch < self.head_only_epochs):

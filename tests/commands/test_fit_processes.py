@@ -35,6 +35,10 @@ MODELS = {
         "mixcontrast.training.MetricLearning", encoder=of("tests.fitting.Plain"), optimizer=SGD,
         criterion=of("mixcontrast.Tiled", criterion=of("mixcontrast.MultiSimilarityLoss"), rows=4),
     ),
+    "metric learning, in chunks": of(
+        "mixcontrast.training.MetricLearning", encoder=of("tests.fitting.Plain"), optimizer=SGD, chunk_size=2,
+        criterion=of("mixcontrast.MultiSimilarityLoss"),
+    ),
     "moco, without momentum, mixed": of(
         "mixcontrast.training.SelfSupervised", encoder=of("tests.fitting.Plain"), optimizer=SGD,
         criterion=of("mixcontrast.SynCo", loss=of("mixcontrast.InfoNCE", temperature=0.2), num_hardest=8,
@@ -42,6 +46,10 @@ MODELS = {
     ),
     "image text": of(
         "mixcontrast.training.ImageText", encoder=TOWERS, optimizer=SGD, criterion=of("mixcontrast.ClipLoss")
+    ),
+    "image text, in chunks": of(
+        "mixcontrast.training.ImageText", encoder=TOWERS, optimizer=SGD, criterion=of("mixcontrast.ClipLoss"),
+        chunk_size=3,
     ),
     "image text, mixed": of(
         "mixcontrast.training.ImageText", encoder=TOWERS, optimizer=SGD,
@@ -55,8 +63,9 @@ MODELS = {
 
 VIEWS, TOWERS_OF = {"alignment", "uniformity", "proxy task"}, {"alignment", "uniformity", "modality gap"}
 MEASURED = {
-    "metric learning": set(), "metric learning, tiled": set(), "moco": VIEWS, "moco, without momentum, mixed": VIEWS,
-    "image text": TOWERS_OF, "image text, mixed": TOWERS_OF, "direct regression": set(),
+    "metric learning": set(), "metric learning, tiled": set(), "metric learning, in chunks": set(), "moco": VIEWS,
+    "moco, without momentum, mixed": VIEWS, "image text": TOWERS_OF, "image text, in chunks": TOWERS_OF,
+    "image text, mixed": TOWERS_OF, "direct regression": set(),
 }  # fmt: skip
 
 
