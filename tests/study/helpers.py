@@ -100,8 +100,8 @@ def recipe(**data: Any) -> dict[str, Any]:
 def towers(**data: Any) -> dict[str, Any]:
     """A recipe of two towers without a criterion."""
     return recipe() | {
-        "model": of("mixcontrast.training.ImageText", encoder=copy.deepcopy(TOWERS), temperature=0.1, max_logit_scale=50.0,
-                    optimizer=of("torch.optim.AdamW", lr=1e-2, weight_decay=1e-4)),
+        "model": of("mixcontrast.training.ImageText", encoder=copy.deepcopy(TOWERS), temperature=0.1,
+                    max_logit_scale=50.0, optimizer=of("torch.optim.AdamW", lr=1e-2, weight_decay=1e-4)),
         "data": of("mixcontrast.data.PairData", pairs=of("tests.study.helpers.HiddenPairs", **data), batch_size=16),
     }  # fmt: skip
 
