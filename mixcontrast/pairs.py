@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mixcontrast.cells import Cells, cells_of, complement, dense, product
 from mixcontrast.plans import Columns, Plan
+from mixcontrast.records import changed
 from mixcontrast.similarity import similarity_table
 
 
@@ -135,14 +136,14 @@ class Pairs:
         blocks = tuple(
             block
             if block.temperature is None
-            else replace(block, similarity=block.similarity / (block.temperature * scale), temperature=None)
+            else changed(block, similarity=block.similarity / (block.temperature * scale), temperature=None)
             for block in self.blocks
         )
-        return replace(self, blocks=blocks)
+        return changed(self, blocks=blocks)
 
     def append(self, *blocks: Block) -> Pairs:
         """This table with further columns; nothing is copied."""
-        return replace(self, blocks=self.blocks + blocks)
+        return changed(self, blocks=self.blocks + blocks)
 
     def transpose(self) -> Pairs:
         """The same cells with anchors and candidates exchanged, as views; of a table of one block.
@@ -159,7 +160,7 @@ class Pairs:
         target = block.target.mT if isinstance(block.target, Tensor) else block.target
         weight = block.weight.mT if isinstance(block.weight, Tensor) else block.weight
         exchanged = Block(block.similarity.mT, target, weight, self.anchors)
-        return replace(
+        return changed(
             self,
             anchors=block.candidates,
             blocks=(exchanged,),
@@ -218,7 +219,7 @@ class Pairs:
             if not there:
                 made.append(Pairs.of(plan))
                 continue
-            back = replace(there[0], blocks=there[0].blocks[:1]).transpose()
+            back = changed(there[0], blocks=there[0].blocks[:1]).transpose()
             more = (_block(columns, back.anchors, None, False) for columns in plan.columns[1:])
             made.append(back.append(*more))
         return tuple(made)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from mixcontrast.checks import (
     reads_values,
     shape_of,
 )
+from mixcontrast.records import changed
 from mixcontrast.similarity import unit, wide
 
 
@@ -68,13 +69,13 @@ class Plan:
 
     def append(self, *columns: Columns) -> Plan:
         """This plan with further columns."""
-        return replace(self, columns=self.columns + columns)
+        return changed(self, columns=self.columns + columns)
 
     def transpose(self) -> Plan:
         """Anchors and candidates exchanged, of a plan of one kind of columns."""
         (columns,) = self.columns
         target, weight = (x.transpose() if isinstance(x, Rule) else x for x in (columns.target, columns.weight))
-        return replace(
+        return changed(
             self,
             anchors=columns.candidates,
             columns=(Columns(self.anchors, target, weight),),
@@ -99,8 +100,8 @@ class Plan:
         def other(x):
             return by.get(id(x), x)
 
-        columns = tuple(replace(c, candidates=other(c.candidates)) for c in self.columns)
-        return replace(
+        columns = tuple(changed(c, candidates=other(c.candidates)) for c in self.columns)
+        return changed(
             self,
             anchors=other(self.anchors),
             columns=columns,

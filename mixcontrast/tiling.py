@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from mixcontrast.losses.base import Batch, Loss, Part, divisor_of, value_of
 from mixcontrast.mixers.base import Groups, Mixer, innermost
 from mixcontrast.pairs import Pairs
 from mixcontrast.plans import Plan, cut_loose
+from mixcontrast.records import changed
 
 
 class Tiled(nn.Module):
@@ -311,7 +311,7 @@ class _Walk:
         plan = self.plans[0]
         added = numbers.to(plan.anchors.dtype).view(-1, 3).unbind(0)
         return [
-            replace(part, total=total, count=count, kept=kept, shape=(len(plan.anchors), part.shape[1]))
+            changed(part, total=total, count=count, kept=kept, shape=(len(plan.anchors), part.shape[1]))
             for part, (total, count, kept) in zip(tiles[0], added, strict=True)
         ]
 

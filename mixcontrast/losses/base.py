@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mixcontrast.checks import reads_values
 from mixcontrast.pairs import Pairs
 from mixcontrast.plans import Plan
+from mixcontrast.records import changed
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Part:
 
     def times(self, weight: float) -> Part:
         """The term with a further weight."""
-        return replace(self, weight=self.weight * weight)
+        return changed(self, weight=self.weight * weight)
 
 
 def value_of(parts: Sequence[Part]) -> Tensor:

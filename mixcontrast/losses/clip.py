@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +17,7 @@ from mixcontrast.losses.softmax import cross_entropy_rows, cross_entropy_to_even
 from mixcontrast.pairs import Pairs
 from mixcontrast.plans import Columns, Plan
 from mixcontrast.queue import KeyQueue
+from mixcontrast.records import changed
 
 
 class ClipLoss(Loss):
@@ -293,15 +293,15 @@ def _with_more_columns(loss: ClipLoss | SigLipLoss, plans: tuple[Plan, Plan], la
             negatives = queues[other].negatives(anchors, labels)
             if labels is not None and labels.ndim == 2:
                 numbers = ("image", "text").index(own), ("image", "text").index(other)
-                negatives = replace(negatives, weight=_not_linked(labels, queues[other].labels, *numbers))
+                negatives = changed(negatives, weight=_not_linked(labels, queues[other].labels, *numbers))
             columns.append(negatives)
         if loss.same_modality:
             of_own = [Columns(anchors, 0.0, _apart(anchors, labels))]
             if queues[own] is not None and queues[own].fill:
                 of_own.append(queues[own].negatives(anchors, labels))
-            columns += [replace(c, same_modality=True, temperature=loss.same_modality_temperature) for c in of_own]
+            columns += [changed(c, same_modality=True, temperature=loss.same_modality_temperature) for c in of_own]
         made.append(plan.append(*columns))
-    made[1] = replace(made[1], back_of=made[0])
+    made[1] = changed(made[1], back_of=made[0])
     if loss.training:
         for name, plan in zip(("image", "text"), plans, strict=True):
             if queues[name] is not None:

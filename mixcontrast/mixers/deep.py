@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +14,7 @@ from mixcontrast.mixers.joining import DeepDraw, Joined
 from mixcontrast.mixing import sample_beta
 from mixcontrast.pairs import Block, Pairs
 from mixcontrast.plans import Columns, Plan
+from mixcontrast.records import changed
 from mixcontrast.similarity import similarity_table, unit
 
 
@@ -174,14 +173,14 @@ class DeepMetrix(nn.Module):
         candidates = only_real_block("DeepMetrix", pairs).candidates
         rows, columns, target, weight = self._cells(pairs, candidates, labels, mixed, draw)
         block = Block(similarity_table(rows, columns), target, weight, columns)
-        return replace(pairs, anchors=rows, blocks=(block,), **_labels_that_stay(pairs, candidates, rows, columns))
+        return changed(pairs, anchors=rows, blocks=(block,), **_labels_that_stay(pairs, candidates, rows, columns))
 
     def plan(self, plan: Plan, labels: Tensor, mixed: Tensor, draw: DeepDraw) -> Plan:
         """The same before its cells are made; `plan` is that of the batch's table."""
         rows, columns, target, weight = self._cells(plan, plan.columns[0].candidates, labels, mixed, draw)
         of_mixed = Columns(columns, Given(target), Given(weight))
         labels_that_stay = _labels_that_stay(plan, plan.columns[0].candidates, rows, columns)
-        return replace(plan, anchors=rows, columns=(of_mixed,), back_of=None, **labels_that_stay)
+        return changed(plan, anchors=rows, columns=(of_mixed,), back_of=None, **labels_that_stay)
 
     def _cells(
         self, of: Pairs | Plan, candidates: Tensor, labels: Tensor, mixed: Tensor, draw: DeepDraw

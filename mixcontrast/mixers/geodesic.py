@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from mixcontrast.mixers.reverse import MixWithReverse, ReverseCosine
 from mixcontrast.mixing import Geodesic, Interpolation, anchor_side, sample_beta
 from mixcontrast.pairs import Block, Pairs
 from mixcontrast.plans import Plan
+from mixcontrast.records import changed
 from mixcontrast.similarity import similarity_table, wide
 
 
@@ -127,7 +128,8 @@ class GeodesicMixup(Mixer):
 
     def _checked(self, inputs: tuple) -> tuple:
         """The inputs, once they were seen to be of unit length (on a CPU)."""
-        for name, features in zip(("image_features", "text_features"), inputs, strict=False):
+        for place, features in enumerate(inputs[:2]):
+            name = ("image_features", "text_features")[place]
             if isinstance(features, Tensor) and features.ndim == 2 and reads_values(features):
                 _check_lengths(name, features)
         return inputs
@@ -167,7 +169,7 @@ class GeodesicMixup(Mixer):
         return tables
 
     def _table(self, pairs: Pairs, name: str, *blocks: Block) -> Pairs:
-        return replace(pairs, blocks=blocks, logit_scale=self._scale(pairs, name))
+        return changed(pairs, blocks=blocks, logit_scale=self._scale(pairs, name))
 
     def _two_hot(self, pairs: Pairs, name: str, mixed: Tensor, target: Tensor) -> Pairs:
         return self._table(pairs, name, Block(mixed, target, 1.0))
@@ -297,7 +299,7 @@ class GeodesicMixup(Mixer):
         if isinstance(loss, ClipLoss) and loss is self.loss and not self.detach and tables[0].tile is None:
             found = loss.both_ways(tables, self._reversed(tables[0], draw))
             if found is not None:
-                return [Part(found, 1.0, 1.0), *self._m2_both_ways(tables, replace(draw, v=None, l=None, vl=None))]
+                return [Part(found, 1.0, 1.0), *self._m2_both_ways(tables, changed(draw, v=None, l=None, vl=None))]
         return [*self.loss.parts_of(tables, batch), *self._terms_of(tables, draw)]
 
     def _terms_of(self, tables: Sequence[Pairs], draw: GeodesicDraw) -> list[Part]:
@@ -308,7 +310,7 @@ class GeodesicMixup(Mixer):
             if back.tile is not None:
                 parts += self._mixed(self._mix(back, draw, images=1))
                 continue
-            turned = self._mix(back, replace(draw, v=None, l=None, vl=None), images=1)
+            turned = self._mix(back, changed(draw, v=None, l=None, vl=None), images=1)
             for name, table in mixed.items():
                 if name != "m2":
                     (block,) = table.blocks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -26,6 +26,7 @@ from mixcontrast.mixers.base import (
 from mixcontrast.mixing import Interpolation, Linear, needs_cosine, sample_beta
 from mixcontrast.pairs import Block, Pairs
 from mixcontrast.plans import Plan
+from mixcontrast.records import changed
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ class Metrix(Mixer):
         """The mixed table: mixtures alone."""
         block = only_real_block("Metrix", pairs)
         table = source(pairs, block, self.detach)
-        return replace(pairs, blocks=tuple(self._mixtures(pairs, block, table, parents) for parents in draw))
+        return changed(pairs, blocks=tuple(self._mixtures(pairs, block, table, parents) for parents in draw))
 
     def _mixtures(self, pairs: Pairs, block: Block, table: Tensor, parents: Parents) -> Block:
         if parents.right is not None:
@@ -261,7 +262,7 @@ class Metrix(Mixer):
             draw = self.draw(pairs)
             if pairs.tile is not None and self.shared_lambda:
                 draw = tuple(
-                    replace(parents, lam=batch.once((self, number, kind), partial(self._lambdas, (), pairs.anchors)))
+                    changed(parents, lam=batch.once((self, number, kind), partial(self._lambdas, (), pairs.anchors)))
                     for kind, parents in enumerate(draw)
                 )
             mixed.append(self.mix(pairs, draw))
@@ -274,9 +275,9 @@ class Metrix(Mixer):
             name="Metrix", shape=tables[0].shape, remedy="give unlike pairs the target 0",
             needs="an anchor with a negative (target 0)" if self.anchor_negative else needs,
         )  # fmt: skip
-        parts = [replace(part.times(self.weight), **words) for part in innermost(self.loss).parts_of(mixed, batch)]
+        parts = [changed(part.times(self.weight), **words) for part in innermost(self.loss).parts_of(mixed, batch)]
         if all(reads_values(part.total) and not bool(part.kept) for part in parts):
-            parts = [replace(part, seen=_targets_of(tables[0])) for part in parts]
+            parts = [changed(part, seen=_targets_of(tables[0])) for part in parts]
         return parts
 
     def counts_of(self, tables: Sequence[Pairs]) -> list[tuple[Tensor, Tensor]] | None:

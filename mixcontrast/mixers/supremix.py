@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from mixcontrast.mixers.base import (
 from mixcontrast.mixing import Interpolation, Linear, needs_cosine, sample_beta
 from mixcontrast.pairs import Block, Pairs
 from mixcontrast.plans import Plan
+from mixcontrast.records import changed
 
 
 @dataclass(frozen=True)
@@ -214,9 +215,9 @@ class SupReMix(Mixer):
             both_used = used.gather(1, draw.below) & used.gather(1, draw.above)
             mixed.append(Block(similarity, 1.0, draw.keep & both_used))
         if self.magnify_power is not None:
-            block = replace(block, weight=(apart + 1) * block.weight)
+            block = changed(block, weight=(apart + 1) * block.weight)
         others = tuple(known for known in pairs.blocks if known.candidates is None)
-        return replace(pairs, blocks=(block, *others, *mixed))
+        return changed(pairs, blocks=(block, *others, *mixed))
 
     @property
     def _reads_cosine(self) -> bool:

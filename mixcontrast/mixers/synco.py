@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -17,6 +17,7 @@ from mixcontrast.mixing import Interpolation, Linear, stepped_similarity
 from mixcontrast.pairs import Block, Pairs
 from mixcontrast.plans import Plan
 from mixcontrast.queue import KeyQueue
+from mixcontrast.records import changed
 from mixcontrast.similarity import similarity_table
 
 
@@ -240,7 +241,7 @@ class SynCo(Mixer):
         for number, pairs in enumerate(tables):
             draw = self.draw(pairs)
             if pairs.tile is not None:  # one noise for all rows
-                draw = replace(draw, noise=batch.once((self, number), partial(self._noise, pairs.anchors)))
+                draw = changed(draw, noise=batch.once((self, number), partial(self._noise, pairs.anchors)))
             mixed.append(self.mix(pairs, draw))
         return self.loss.parts_of(mixed, batch)
 
