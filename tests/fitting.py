@@ -91,6 +91,13 @@ class Plain(nn.Linear):
         super().__init__(WIDTH, embedding_dim)
 
 
+class Deep(nn.Sequential):
+    """Several layers that draw nothing and count nothing."""
+
+    def __init__(self, embedding_dim: int = 8) -> None:
+        super().__init__(nn.Linear(WIDTH, 16), nn.Tanh(), nn.Linear(16, embedding_dim))
+
+
 class Killed(RuntimeError):
     pass
 

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 import lightning
-import torch
 import yaml
 from jsonargparse import DefaultHelpFormatter, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
@@ -26,6 +25,7 @@ from mixcontrast.training.fitting import FitModule
 from mixcontrast.training.measures import Measures
 from mixcontrast.training.run import Recorder, RunFolder, step_of
 from mixcontrast.training.safety import Repeatable, StopAtNaN, WholeCheckpoints, quieten, where
+from mixcontrast.training.sharding import HOW, check_processes, is_sharded, strategy_of
 
 DESCRIPTION = """Trains an encoder by a recipe in YAML, judges it on the test part, and writes a folder: config.yaml,
 environment.json, best.ckpt, last.ckpt, metrics.csv, logs/, results.json, results.md and queries.csv (which mixcontrast
@@ -176,16 +176,17 @@ def _fit(
     options["default_root_dir"] = folder.path
     if options["logger"] is None:
         options["logger"] = folder.loggers(step)
+    options["strategy"] = strategy_of(folder.config["trainer"], options["strategy"])
     try:
         trainer = lightning.Trainer(**options)
     except MisconfigurationException as error:  # no ValueError
         raise ValueError(str(error)) from None
-    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy):
         raise ValueError(
-            "A recipe is trained by processes that each hold the whole model, which the first one saves and judges. "
-            f"Got the strategy {type(trainer.strategy).__name__}; set trainer.strategy: ddp, or take the module into a "
-            "lightning.Trainer of your own."
+            "A recipe is trained by processes that each hold the whole model, or a share of it. "
+            f"Got the strategy {type(trainer.strategy).__name__}; set trainer.strategy: ddp, or for shards {HOW}."
         )
+    check_processes(folder.config["trainer"], trainer)
     if trainer.is_global_zero:
         folder.begin(seed, trainer.strategy.root_device.type)
         if not begun:
@@ -205,13 +206,12 @@ def _fit(
             raise
         kept = f"the last good checkpoint is {folder.last}" if folder.last.exists() else "no checkpoint was written yet"
         raise ValueError(f"At {where(trainer)}: {error} Nothing was changed by that step; {kept}.") from None
-    if not trainer.is_global_zero:
-        return
-    folder.merge_logs()
-    if not judged:
+    if trainer.is_global_zero:
+        folder.merge_logs()
+    if not judged or not (trainer.is_global_zero or is_sharded(trainer)):
         return
     chosen = folder.best if folder.best.exists() else folder.last
-    module.load_state_dict(torch.load(chosen, map_location="cpu", weights_only=True)["state_dict"])
+    module.load_file(chosen)
     module.to(trainer.strategy.root_device)
     found = module.judge_test(data)
     facts = {
@@ -221,6 +221,8 @@ def _fit(
         "monitor": name if watched else None,
     }  # fmt: skip
     module.ended(folder.path, folder.config)
+    if not trainer.is_global_zero:
+        return
     folder.finish(found, facts)
     console.print(found.to_markdown(), highlight=False, markup=False, soft_wrap=True)
     console.print(f"{chosen.name} judged on the test part; all is in {folder.path}/", highlight=False, soft_wrap=True)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
 from mixcontrast.retrieval import Evaluation, RetrievalEvaluator
+from mixcontrast.training.sharding import is_sharded
 
 
 def first_two(batch: Any) -> tuple[Any, Tensor]:
@@ -179,7 +180,8 @@ class LooksAtTest(lightning.Callback):
     """Judges the test part as the end of the run does, and logs the means as `test/Recall@1`: to watch, not to choose.
 
     For runs without a validation part, as of a published protocol, which would show nothing until they end. No
-    checkpoint is chosen by it. The first process judges, the others wait. Looking changes no training.
+    checkpoint is chosen by it. The first process judges, the others wait, or under shards do so too. Looking changes no
+    training.
 
     Args:
         judge: what the module as it is reaches on the test part: FitModule's `judge_test` of the data.
@@ -196,7 +198,7 @@ class LooksAtTest(lightning.Callback):
         if trainer.fast_dev_run or (trainer.current_epoch + 1) % self.every_n_epochs:
             return
         found: dict[str, float] | Exception | None = None
-        if trainer.is_global_zero:
+        if trainer.is_global_zero or is_sharded(trainer):
             try:
                 judged = self.judge()
                 found = {name: judged.mean(name) for name in judged.values}

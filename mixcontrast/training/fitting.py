@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from mixcontrast.distributed import Gathered
@@ -24,14 +25,17 @@ from mixcontrast.similarity import unit
 from mixcontrast.tiling import Tiled
 from mixcontrast.training.callbacks import embed_loader
 from mixcontrast.training.chunks import warn_of_batch_norm
+from mixcontrast.training.sharding import clip_gradients, is_sharded, load_whole, shard, share_buffers
 
 KS = (1, 2, 4, 8)
 LOOKED_AT = 2048  # examples of a batch that are looked at when it is logged: a table of all would undo `Tiled`
 LABELS, VALUES, VIEWS = ("embeddings", "labels"), ("embeddings", "values"), ("query", "key")
-_FITS = {
+TOWERS = ("image_features", "text_features")
+FITS = {
     LABELS: "SupConLoss(), MultiSimilarityLoss() or Metrix(MultiSimilarityLoss())",
     VALUES: "SupReMix(SupConLoss()) or RankNContrastLoss()",
     VIEWS: "InfoNCE(), InfoNCE(queue=KeyQueue(...)) or MoCHi(InfoNCE(), queue=KeyQueue(...))",
+    TOWERS: "ClipLoss(), SigLipLoss(), GeodesicMixup(ClipLoss()) or MoCHi(ClipLoss())",
 }
 
 
@@ -42,11 +46,15 @@ class FitModule(lightning.LightningModule, ABC):
         encoder: what is trained to be used: inputs to (B, D) embeddings.
         criterion: a loss or mixer of mixcontrast, or None.
         chunk_size: examples that pass through the encoder at once; None: the batch.
+        entrances: methods of the encoder that are called from outside as forward is.
+
+    Under ModelParallelStrategy the networks are in shards (`training.sharding.shard`); the criterion is whole.
     """
 
     encoder: nn.Module
     criterion: nn.Module | None
     chunk_size: int | None = None
+    entrances: tuple[str, ...] = ()
     _of_all_ranks: tuple[Gathered, ...] = ()  # the criterion as a step calls it; of a tuple no names in a checkpoint
 
     @abstractmethod
@@ -72,10 +80,42 @@ class FitModule(lightning.LightningModule, ABC):
             raise ValueError(
                 "Parameters must keep their shapes: by these, biases are told from weights, and a momentum encoder "
                 f"follows. Got the strategy {type(self.trainer.strategy).__name__}, which flattens them; take ddp, or "
-                "ModelParallelStrategy and a configure_model that calls torch's fully_shard on the encoders."
+                "ModelParallelStrategy, under which the module shards itself."
             )
         if stage == "fit" and self.chunk_size is not None:
             warn_of_batch_norm(self, self.chunk_size)
+
+    def networks(self) -> list[nn.Module]:
+        """What embeds, copies included, or is behind it: all parts but the criterion that have parameters."""
+        parts = [part for part in self.children() if part is not self.criterion]
+        return [part for part in parts if any(True for _ in part.parameters())]
+
+    def configure_model(self) -> None:
+        """Shards the networks among all processes under ModelParallelStrategy, else does nothing."""
+        if self._trainer is not None and is_sharded(self.trainer):
+            for network in self.networks():
+                shard(network, self.device_mesh["data_parallel"], self.entrances)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Under shards, what DistributedDataParallel does before a forward pass."""
+        if is_sharded(self.trainer):
+            share_buffers(self.networks())
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As Lightning does, and of shards and whole parameters together."""
+        if gradient_clip_val and is_sharded(self.trainer):
+            clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def load_file(self, path: str | Path) -> None:
+        """Loads the weights of a checkpoint; under shards every process must, each takes its share."""
+        load_whole(self, torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"])
 
     def prepare(self, data: lightning.LightningDataModule) -> None:
         """Tells the data what they must know of the module, before any loader of theirs is asked for."""
@@ -86,7 +126,8 @@ class FitModule(lightning.LightningModule, ABC):
         return None
 
     def ended(self, folder: Path, config: dict[str, Any]) -> None:
-        """Writes what is kept of a run when the module has the weights that were judged."""
+        """Writes what is kept of a run when the module has the weights that were judged; called by the first process,
+        and under shards by all, of which the first writes."""
         return None
 
 
@@ -115,7 +156,7 @@ def check_criterion(owner: str, criterion: nn.Module, wanted: Sequence[tuple[str
     Raises:
         TypeError: not a criterion of ours, or one that is called with something else.
     """
-    fitting = " or ".join(_FITS[kind] for kind in wanted)
+    fitting = " or ".join(FITS[kind] for kind in wanted)
     if not isinstance(untiled(criterion), Loss | Mixer):
         raise TypeError(
             f"{owner} needs a mixcontrast loss or mixer. Got {type(criterion).__name__}; use {fitting}."

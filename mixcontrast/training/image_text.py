@@ -17,14 +17,16 @@ from mixcontrast.files import write_whole
 from mixcontrast.losses import Loss, SigLipLoss
 from mixcontrast.mixers import Mixer
 from mixcontrast.mixers.base import innermost
+from mixcontrast.models.fitted import made
 from mixcontrast.models.towers import Towers
 from mixcontrast.queue import KeyQueue
 from mixcontrast.retrieval import Evaluation
 from mixcontrast.similarity import unit
 from mixcontrast.training.chunks import check_chunk_size, in_chunks
-from mixcontrast.training.fitting import FitModule, at_a_log_step
+from mixcontrast.training.fitting import FITS, TOWERS, FitModule, at_a_log_step
 from mixcontrast.training.optimization import OptimizerCallable, adamw, optimizer_of, with_schedule
 from mixcontrast.training.pair_retrieval import PairRetrievalCallback, judge_pairs
+from mixcontrast.training.sharding import is_sharded, whole_state
 
 
 class ImageText(FitModule):
@@ -57,6 +59,8 @@ class ImageText(FitModule):
 
     Source: Radford et al., ICML 2021, arXiv 2103.00020; SigLIP: Zhai et al., ICCV 2023, arXiv 2303.15343.
     """
+
+    entrances = ("encode_image", "encode_text")
 
     def __init__(
         self,
@@ -150,14 +154,17 @@ class ImageText(FitModule):
         data.use(self.encoder)
 
     def begun(self, folder: Path, config: dict[str, Any]) -> None:
-        self._write(folder / "start.pt", config)
+        _write(folder / "start.pt", self.encoder, config)
 
     def ended(self, folder: Path, config: dict[str, Any]) -> None:
-        self._write(folder / "model.pt", config)
-
-    def _write(self, path: Path, config: dict[str, Any]) -> None:
-        saved = {"state_dict": self.encoder.weights(), "towers": config["model"]["init_args"]["encoder"]}
-        write_whole(path, lambda temporary: torch.save(saved, temporary))
+        towers = self.encoder
+        if is_sharded(self.trainer):
+            state = whole_state(towers)
+            if not self.trainer.is_global_zero:
+                return
+            towers = made(config["model"]["init_args"]["encoder"])
+            towers.load_state_dict(state)
+        _write(folder / "model.pt", towers, config)
 
     def monitor(self, data: PairData) -> tuple[str, str]:
         return "val/R@1", "max"
@@ -169,6 +176,11 @@ class ImageText(FitModule):
         return judge_pairs(self, self.encoder, data)
 
 
+def _write(path: Path, towers: Towers, config: dict[str, Any]) -> None:
+    saved = {"state_dict": towers.weights(), "towers": config["model"]["init_args"]["encoder"]}
+    write_whole(path, lambda temporary: torch.save(saved, temporary))
+
+
 @torch.no_grad()
 def _similarities(image: Tensor, text: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Mean cosine of images with the texts that belong to them, and with the others."""
@@ -178,11 +190,10 @@ def _similarities(image: Tensor, text: Tensor, labels: Tensor) -> dict[str, Tens
 
 
 def _check(encoder: Towers, criterion: Loss | Mixer) -> None:
-    fitting = "ClipLoss(), SigLipLoss(), GeodesicMixup(ClipLoss()) or MoCHi(ClipLoss())"
     if not isinstance(criterion, Loss | Mixer) or not innermost(criterion).towers:
         raise TypeError(
             f"ImageText calls its criterion with the features of two towers. Got {type(criterion).__name__}; use "
-            f"{fitting}."
+            f"{FITS[TOWERS]}."
         )
     if any(isinstance(part, SigLipLoss) for part in criterion.modules()) and encoder.logit_bias is None:
         raise TypeError(

@@ -13,6 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
+from mixcontrast.training.sharding import is_share
+
 OptimizerCallable = Callable[[Iterable], Optimizer]
 
 WARMUP_FROM = 0.01  # the share of the learning rate at the first step of the warm-up
@@ -28,6 +30,8 @@ def optimizer_of(
 ) -> Optimizer:
     """An optimizer of three groups: weights; biases and norms, which do not decay; proxies at their own rate.
 
+    Where parameters are shards, what is whole of the second is a group of its own, as torch steps groups at once.
+
     Args:
         trained: the networks.
         proxies: parameters of the criterion.
@@ -37,13 +41,18 @@ def optimizer_of(
     parameters = [p for part in trained for p in part.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if p.ndim > 1]},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        *({"params": alike, "weight_decay": 0.0} for alike in _alike([p for p in parameters if p.ndim <= 1])),
         {"params": list(proxies)},
     ]
     optimizer = make([group for group in groups if group["params"]])
-    if groups[2]["params"]:
+    if groups[-1]["params"]:
         optimizer.param_groups[-1]["lr"] *= proxy_factor
     return optimizer
+
+
+def _alike(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Shards, and what is whole."""
+    return [[p for p in parameters if is_share(p)], [p for p in parameters if not is_share(p)]]
 
 
 def with_schedule(

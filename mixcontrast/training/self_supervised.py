@@ -9,7 +9,6 @@ from typing import Any
 
 import lightning
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from mixcontrast.distributed import Gathered, whole_batch
@@ -41,6 +40,7 @@ from mixcontrast.training.optimization import (
     with_schedule,
 )
 from mixcontrast.training.probes import ProbeCallback, judge_classes, share_classes
+from mixcontrast.training.sharding import as_shards
 from mixcontrast.training.shuffling import encode_shuffled
 
 
@@ -196,19 +196,6 @@ class SelfSupervised(FitModule):
         learned = embed_loader(self, data.probe_dataloader())
         judged = embed_loader(self, only_test_loader(data))
         return evaluation_of(judge_classes(*learned, *judged), {"num_learned_from": len(learned[0])})
-
-
-def as_shards(module: nn.Module) -> None:
-    """Where `fully_shard` was applied, makes parameters this rank's shards; those without a backward pass stay whole.
-
-    What is written to whole ones is lost when they are gathered anew.
-    """
-    if dist.is_available() and dist.is_initialized():
-        from torch.distributed.fsdp import FSDPModule
-
-        for part in module.modules():
-            if isinstance(part, FSDPModule):
-                part.reshard()
 
 
 def queue_of(criterion: nn.Module) -> KeyQueue | None:

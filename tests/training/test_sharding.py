@@ -1,4 +1,4 @@
-"""Encoders whose parameters are shards (`fully_shard`): two processes give the weights of one; what is refused."""
+"""Encoders that a subclass puts in shards of its own (`fully_shard`): two processes give the weights of one."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from mixcontrast import InfoNCE, KeyQueue, MultiSimilarityLoss, ProxyAnchorLoss
-from mixcontrast.cli import main
 from mixcontrast.data import ClassData, ViewsData
 from mixcontrast.training import MetricLearning, SelfSupervised
 from mixcontrast.training.safety import quieten
-from tests.fitting import WIDTH, Vectors, of, recipe
+from tests.fitting import WIDTH, Vectors
 
 
 class ShardedMetricLearning(MetricLearning):
@@ -106,12 +105,3 @@ def test_flat_shards_are_refused_in_one_line() -> None:
     with pytest.raises(ValueError, match="Got the strategy FSDPStrategy.*; take ") as raised:
         module.setup("fit")
     assert "\n" not in str(raised.value)
-
-
-def test_a_recipe_is_not_trained_in_shards(tmp_path: Path, capsys) -> None:
-    file = recipe("metric learning", tmp_path)
-    strategy = of("lightning.pytorch.strategies.ModelParallelStrategy")
-    with pytest.raises(SystemExit):
-        main(["fit", "--config", str(file), "--out", str(tmp_path / "run"), f"--trainer.strategy={strategy}"])
-    line = capsys.readouterr().err.strip()
-    assert "Got the strategy ModelParallelStrategy" in line and "trainer.strategy: ddp" in line and "\n" not in line
