@@ -43,12 +43,13 @@ class Linear:
 
     def similarity(self, first: Tensor, second: Tensor, lam: Tensor, cosine: Tensor | None) -> Tensor:
         """Similarity of the mixture to an anchor, from its parents': `c1*first + c2*second`; shapes broadcast."""
-        mixed = torch.addcmul(second, lam, first - second)
+        mixed = torch.lerp(second, first, lam)
         return mixed * self._scale(lam, cosine) if self.normalize else mixed
 
     def _scale(self, lam: Tensor, cosine: Tensor) -> Tensor:
-        """One over the length: |v|^2 = lam^2 + (1-lam)^2 + 2*lam*(1-lam)*cosine = 1 - 2*lam*(1-lam)*(1 - cosine)."""
-        squared = 1 - 2 * (lam - lam * lam) * (1 - cosine)
+        """One over the length: |v|^2 = lam^2 + (1-lam)^2 + 2*lam*(1-lam)*cosine = 1 - 2*lam*(1-lam) * (1 - cosine)."""
+        both = torch.addcmul(lam, lam, lam, value=-1)  # lam * (1 - lam)
+        squared = torch.addcmul(torch.rsub(both, 1, alpha=2), both, cosine, value=2)
         return squared.clamp(min=_LEAST_SQUARED_LENGTH).rsqrt()
 
 

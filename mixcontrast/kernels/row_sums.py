@@ -45,16 +45,23 @@ class FusedLogSumExp(torch.autograd.Function):
         ctx.weights, ctx.marks = weights, marks
         ctx.save_for_backward(scale, every, *similarities)
         ctx.mark_non_differentiable(count)
+        ctx.set_materialize_grads(False)
         return every, near, count
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, of_every: Tensor, of_near: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx, of_every: Tensor | None, of_near: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         scale, every, *similarities = ctx.saved_tensors
+        if of_every is None and of_near is None:
+            return (None,) * len(ctx.needs_input_grad)
+        marks = ctx.marks
+        if of_near is None:  # nobody reads the marked totals
+            of_near, marks = of_every, [0.0] * len(marks)
+        of_every = torch.zeros_like(of_near) if of_every is None else of_every
         of_every, of_near = of_every.contiguous(), of_near.contiguous()
         of_scale = torch.zeros_like(scale) if ctx.needs_input_grad[0] else None
         of_blocks: list[Tensor | None] = []
-        for place, (similarity, weight, mark) in enumerate(zip(similarities, ctx.weights, ctx.marks, strict=True)):
+        for place, (similarity, weight, mark) in enumerate(zip(similarities, ctx.weights, marks, strict=True)):
             wanted = ctx.needs_input_grad[3 + place]
             table, moved = None, None
             if wanted or of_scale is not None:

@@ -124,17 +124,24 @@ class _LogSumExp(torch.autograd.Function):
         ctx.weights, ctx.marks = weights, marks
         ctx.save_for_backward(scale, every, *similarities)
         ctx.mark_non_differentiable(count)
+        ctx.set_materialize_grads(False)
         return every, near, count
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, of_every: Tensor, of_near: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx, of_every: Tensor | None, of_near: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         scale, every, *similarities = ctx.saved_tensors
+        if of_every is None and of_near is None:
+            return (None,) * len(ctx.needs_input_grad)
+        marks = ctx.marks
+        if of_near is None:  # nobody reads the marked totals
+            of_near, marks = of_every, [0.0] * len(marks)
+        of_every = torch.zeros_like(of_near) if of_every is None else of_every
         every = torch.where(every == -torch.inf, 0.0, every)[:, None]
         of_every, of_near = of_every[:, None], of_near[:, None]
         of_scale = torch.zeros_like(scale) if ctx.needs_input_grad[0] else None
         of_blocks: list[Tensor | None] = []
-        for block, (similarity, weight, mark) in enumerate(zip(similarities, ctx.weights, ctx.marks, strict=True)):
+        for block, (similarity, weight, mark) in enumerate(zip(similarities, ctx.weights, marks, strict=True)):
             wanted = ctx.needs_input_grad[3 + block]
             if not wanted and of_scale is None:
                 of_blocks.append(None)
@@ -213,7 +220,7 @@ def _added(totals: list[Tensor], like: Tensor) -> Tensor:
 def mean_or_zero(total: Tensor, count: Cells) -> Tensor:
     """(A,) `total / count`, 0 with gradient 0 where there is nothing to average."""
     if not isinstance(count, Tensor):
-        return total / count if count else total
+        return total if count in (0, 1) else total / count
     return total / count.clamp(min=_LEAST)
 
 

@@ -239,11 +239,11 @@ class _RowProducts(torch.autograd.Function):
     @staticmethod
     def forward(ctx, candidates: Tensor, first: Tensor, second: Tensor) -> Tensor:
         ctx.save_for_backward(candidates, first, second)
-        left, right = first.reshape(-1), second.reshape(-1)
         if kernels.fused(candidates, half=True):
             from mixcontrast.kernels.gathers import row_dots
 
-            return row_dots(candidates, left, candidates, right).view(first.shape)
+            return row_dots(candidates, first, candidates, second)
+        left, right = first.reshape(-1), second.reshape(-1)
         products = candidates.new_empty(left.shape)
         step = _pairs_at_once(candidates)
         both = torch.stack([left, right], dim=1)  # (A * M, 2)
@@ -277,11 +277,11 @@ class _TableProducts(torch.autograd.Function):
     @staticmethod
     def forward(ctx, candidates: Tensor, vectors: Tensor, first: Tensor, second: Tensor) -> Tensor:
         ctx.save_for_backward(candidates, vectors, first, second)
-        left, right = first.reshape(-1), second.reshape(-1)
         if kernels.fused(candidates, vectors, half=True):
             from mixcontrast.kernels.gathers import row_dots
 
-            return row_dots(candidates, left, vectors, right).view(first.shape)
+            return row_dots(candidates, first, vectors, second)
+        left, right = first.reshape(-1), second.reshape(-1)
         products = candidates.new_empty(left.shape)
         step = _pairs_at_once(candidates)
         for start in range(0, len(left), step):
