@@ -81,6 +81,7 @@ class Pairs:
         tile: which rows these are, where they are some of a larger table's.
         paired: each row has a positive, which it was paired with (another view, a text), so that no cell need be read
             to know it.
+        unit: the anchors were divided by their length, so that each is 1 with itself, and no gradient changes that.
     """
 
     anchors: Tensor
@@ -91,6 +92,7 @@ class Pairs:
     logit_bias: Tensor | float | None = None
     tile: Tile | None = None
     paired: bool = False
+    unit: bool = False
 
     @property
     def every_anchor(self) -> Tensor:
@@ -189,7 +191,6 @@ class Pairs:
         return self._row_has([block.negative for block in self.blocks])
 
     def _row_has(self, cells: list[Cells]) -> Tensor:
-        shape, device = len(self.anchors), self.anchors.device
         found: list[Tensor] = []
         for cell, block in zip(cells, self.blocks, strict=True):
             if block.similarity.shape[1] == 0:
@@ -197,10 +198,9 @@ class Pairs:
             if isinstance(cell, Tensor):
                 found.append(cell.any(dim=1) if cell.dtype == torch.bool else cell.amax(dim=1) > 0)
             elif cell > 0:
-                return torch.ones(shape, dtype=torch.bool, device=device)
-        if not found:
-            return torch.zeros(shape, dtype=torch.bool, device=device)
-        return reduce(torch.logical_or, found).expand(shape)
+                return self.anchors.new_ones(len(self.anchors), dtype=torch.bool)
+        none = [] if found else [self.anchors.new_zeros(1, dtype=torch.bool)]
+        return reduce(torch.logical_or, found + none).expand(len(self.anchors))
 
     def __iter__(self) -> Iterator[Block]:
         return iter(self.blocks)
@@ -224,6 +224,7 @@ class Pairs:
             plan.logit_bias,
             None if rows is None else Tile(rows, plan.anchors),
             plan.paired,
+            plan.unit,
         )
 
     @staticmethod

@@ -58,6 +58,7 @@ class Plan:
         logit_bias: likewise.
         back_of: the plan whose first columns these are, transposed.
         paired: as Pairs'.
+        unit: likewise; so are the candidates.
     """
 
     anchors: Tensor
@@ -68,6 +69,7 @@ class Plan:
     logit_bias: Tensor | float | None = None
     back_of: Plan | None = None
     paired: bool = False
+    unit: bool = False
 
     def append(self, *columns: Columns) -> Plan:
         """This plan with further columns."""
@@ -215,7 +217,8 @@ class Plan:
                     f"Got {len(query)} queries and {len(queue)} keys, all of class {labels[0].item()}; "
                     "sample several classes a batch."
                 )
-        return Plan(anchors, (Columns(queue, 0.0, weight, watch=watch), Columns(key, 1.0, 1.0, own=True)))
+        columns = Columns(queue, 0.0, weight, watch=watch), Columns(key, 1.0, 1.0, own=True)
+        return Plan(anchors, columns, unit=True)
 
     @staticmethod
     def from_towers(
@@ -266,7 +269,7 @@ class Plan:
         classes = torch.arange(len(proxies), device=labels.device)
         anchors = unit(embeddings)
         columns = Columns(unit(proxies).to(anchors.dtype), Match(labels, classes), 1.0)
-        return Plan(anchors, (columns,), labels, classes)
+        return Plan(anchors, (columns,), labels, classes, unit=True)
 
     @staticmethod
     def from_values(embeddings: Tensor, values: Tensor, *, normalize: bool = True) -> Plan:
@@ -278,9 +281,8 @@ class Plan:
                 "A batch needs at least two different values, else there is nothing to order. "
                 f"Got {len(values)} values, all {values[0].tolist()}; sample a wider batch."
             )
-        return _among_themselves(
-            unit(embeddings) if normalize else wide(embeddings), Match(values, values), labels=values
-        )
+        anchors = unit(embeddings) if normalize else wide(embeddings)
+        return _among_themselves(anchors, Match(values, values), labels=values, unit=normalize)
 
 
 def _among_themselves(
@@ -290,12 +292,13 @@ def _among_themselves(
     labels: Tensor | None = None,
     weight: Tensor | None = None,
     paired: bool = False,
+    unit: bool = True,
 ) -> Plan:
     """A batch against itself, the diagonal left out."""
     others: Rule = Diagonal(anchors, on=False)
     if weight is not None:
         others = Both(Given(weight.detach()), others)
-    return Plan(anchors, (Columns(anchors, target, others),), labels, labels, paired=paired)
+    return Plan(anchors, (Columns(anchors, target, others),), labels, labels, paired=paired, unit=unit)
 
 
 def cut_loose(plans: Sequence[Plan]) -> tuple[tuple[Plan, ...], list[Tensor], list[Tensor]]:

@@ -427,3 +427,17 @@ def test_gradients_of_unit_rows_are_those_of_autograd() -> None:
     assert torch.autograd.gradcheck(unit, x) and torch.autograd.gradgradcheck(unit, x)
     none = torch.zeros(1, 3, requires_grad=True)
     assert bool(torch.autograd.grad(unit(none).sum(), none)[0].isfinite().all())
+
+
+def test_what_is_said_to_be_of_unit_length_is() -> None:
+    x, y, labels = torch.randn(6, 4), torch.randn(6, 4), torch.tensor([0, 0, 1, 1, 2, 2])
+    known = [
+        Pairs.from_labels(x, labels), Pairs.from_targets(x, torch.eye(6)), Pairs.from_views(x, y),
+        Pairs.from_queue(x, y, x), Pairs.from_proxies(x, labels, y), Pairs.from_values(x, labels.float()),
+    ]  # fmt: skip
+    known += [known[4].transpose(), Pairs.of(ProxyNCALoss(3, 4).plans(x, labels)[0])]
+    for pairs in known:
+        assert pairs.unit
+        torch.testing.assert_close(pairs.anchors.norm(dim=1), torch.ones(len(pairs.anchors)))
+    unknown = [Pairs.from_values(x, labels.float(), normalize=False), *Pairs.from_towers(x, y, 2.0)]
+    assert not any(pairs.unit for pairs in unknown)

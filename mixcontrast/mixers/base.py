@@ -179,8 +179,14 @@ def source(pairs: Pairs, block: Block, detach: bool) -> Tensor:
     return anchor_side(block.similarity, pairs.anchors, block.candidates) if detach else block.similarity
 
 
-def self_similarity(anchors: Tensor, detach: bool) -> Tensor:
-    """(A, 1) each anchor's product with itself: 1 for unit vectors, with the gradient a mixture of it needs."""
+def self_similarity(pairs: Pairs, detach: bool) -> Tensor:
+    """(A, 1) each anchor's product with itself, with the gradient a mixture of it needs.
+
+    That lies along the anchor, so what divided the anchor by its length stops it: then the product is 1, without.
+    """
+    anchors = pairs.anchors
+    if pairs.unit:
+        return anchors.new_ones(1, 1).expand(len(anchors), 1)
     return (anchors * (anchors.detach() if detach else anchors)).sum(dim=1, keepdim=True)
 
 

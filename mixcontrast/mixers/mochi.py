@@ -140,7 +140,7 @@ class MoCHi(Mixer):
         s, t = draw.first.shape[1], draw.negative.shape[1]
         read = pool.read(torch.cat([draw.first, draw.second, draw.negative], dim=1))
         first, second = read.split([s, s + t], dim=1)
-        own = self_similarity(pairs.anchors, self.detach).expand(-1, t)
+        own = self_similarity(pairs, self.detach).expand(-1, t)
         first = torch.cat([first, own], dim=1)  # (A, S + S') parents: of pairs, then the anchor
         share = torch.cat([draw.alpha, draw.beta], dim=1)
         cosine = pool.cosines(draw.first, draw.second, self.interpolation)

@@ -195,7 +195,7 @@ class SynCo(Mixer):
         columns += [draw.noised, draw.towards, draw.by_sign]
         read = pool.read(torch.cat(columns, dim=1))
         first, second, stepped = read.split([num_pairs, num_mixed, read.shape[1] - num_pairs - num_mixed], dim=1)
-        own = self_similarity(pairs.anchors, self.detach)  # (A, 1)
+        own = self_similarity(pairs, self.detach)  # (A, 1)
         mixed = torch.cat([self._mixed(pool, draw, own, first, second), self._stepped(pool, draw, own, stepped)], dim=1)
         kind = pool.blocks[0]
         return pairs.append(Block(mixed, 0.0, draw.usable, None, kind.same_modality, kind.temperature))
