@@ -57,6 +57,7 @@ class Plan:
         logit_scale: likewise.
         logit_bias: likewise.
         back_of: the plan whose first columns these are, transposed.
+        paired: as Pairs'.
     """
 
     anchors: Tensor
@@ -66,6 +67,7 @@ class Plan:
     logit_scale: Tensor | float | None = None
     logit_bias: Tensor | float | None = None
     back_of: Plan | None = None
+    paired: bool = False
 
     def append(self, *columns: Columns) -> Plan:
         """This plan with further columns."""
@@ -158,7 +160,7 @@ class Plan:
             )
         index = torch.arange(len(view1), device=view1.device).repeat(2)
         both = unit(torch.cat([wide(view1), wide(view2)]))  # (2B, D)
-        return _among_themselves(both, Match(index, index))
+        return _among_themselves(both, Match(index, index), paired=True)
 
     @staticmethod
     def from_queue(
@@ -236,7 +238,7 @@ class Plan:
         image = wide(image_features)
         text = wide(text_features).to(image.dtype)
         target = Diagonal(image) if labels is None else match_of_pairs(labels, image_features)
-        to_text = Plan(image, (Columns(text, target, 1.0),), labels, labels, logit_scale, logit_bias)
+        to_text = Plan(image, (Columns(text, target, 1.0),), labels, labels, logit_scale, logit_bias, paired=True)
         return to_text, to_text.transpose()
 
     @staticmethod
@@ -282,13 +284,18 @@ class Plan:
 
 
 def _among_themselves(
-    anchors: Tensor, target: Rule, *, labels: Tensor | None = None, weight: Tensor | None = None
+    anchors: Tensor,
+    target: Rule,
+    *,
+    labels: Tensor | None = None,
+    weight: Tensor | None = None,
+    paired: bool = False,
 ) -> Plan:
     """A batch against itself, the diagonal left out."""
     others: Rule = Diagonal(anchors, on=False)
     if weight is not None:
         others = Both(Given(weight.detach()), others)
-    return Plan(anchors, (Columns(anchors, target, others),), labels, labels)
+    return Plan(anchors, (Columns(anchors, target, others),), labels, labels, paired=paired)
 
 
 def cut_loose(plans: Sequence[Plan]) -> tuple[tuple[Plan, ...], list[Tensor], list[Tensor]]:

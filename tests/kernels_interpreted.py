@@ -62,7 +62,8 @@ CELLS = {
     "float-vector": lambda rows, columns: torch.rand(columns),
     "turned": lambda rows, columns: (torch.rand(columns, rows) < 0.6).mT,
 }
-SHAPES = {torch.float64: [(5, 37), (2, 200), (1, 65), (40, 1), (20, 40)], torch.float32: [(3, 150), (17, 9)]}
+SHAPES = {torch.float64: [(5, 37), (2, 200), (20, 40)], torch.float32: [(17, 9)]}
+EDGES = [(1, 65), (40, 1), (3, 150)]  # taken with one kind of weights a number's type
 
 
 def dense(cells, like: Tensor) -> Tensor:
@@ -98,7 +99,8 @@ def compare(similarities: list[Tensor], weights: list, marks: list, scale: Tenso
 @pytest.mark.parametrize("turned", [False, True], ids=["rows", "turned"])
 def test_log_sum_exp_of_any_weights(weighing: str, turned: bool, dtype: torch.dtype, used) -> None:
     marking = list(CELLS)[(list(CELLS).index(weighing) + 3) % len(CELLS)]
-    for rows, columns in SHAPES[dtype]:
+    edges = EDGES if weighing in ("bool", "float-column") else []
+    for rows, columns in SHAPES[dtype] + edges:
         table = torch.randn(columns, rows, dtype=dtype).mT if turned else torch.randn(rows, columns, dtype=dtype)
         weight, mark = CELLS[weighing](rows, columns), CELLS[marking](rows, columns)
         if isinstance(weight, Tensor) and weight.shape == table.shape and rows > 2:

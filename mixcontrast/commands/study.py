@@ -19,10 +19,11 @@ from mixcontrast.files import write_json, write_whole
 from mixcontrast.report.study_page import answer_markdown, write_page
 from mixcontrast.retrieval.results import SMALLER_IS_BETTER
 from mixcontrast.study.answer import answer_of
-from mixcontrast.study.criteria import AUTO, GRID, Sizes, arms_of, kind_of, stand_in
+from mixcontrast.study.criteria import AUTO, Sizes, arms_of, grid_of, kind_of, stand_in
 from mixcontrast.study.plan import Plan
 from mixcontrast.study.recipes import write_recipe
 from mixcontrast.study.work import work_together
+from mixcontrast.training.image_text import ImageText
 from mixcontrast.training.safety import quieten
 from mixcontrast.training.self_supervised import SelfSupervised
 
@@ -50,8 +51,10 @@ def study_parser() -> ArgumentParser:
     parser.add_argument("--baseline", type=str | None, help="One of the criteria; the first where it is left out.")
     parser.add_argument("--recipe", type=dict, help="A recipe of mixcontrast fit without a criterion; all share it.")
     parser.add_argument(
-        "--grid", type=dict[str, list[float]], default=GRID,
-        help="Hyper-parameters and the values that are tried, of each criterion those that it has.",
+        "--grid", type=dict[str, list[float]] | None,
+        help="Hyper-parameters and the values that are tried, of each criterion those that it has: learning_rate, "
+        "temperature (of two towers the model's: where the learned one begins, or the fixed one), weight, margin, ... "
+        "By default the usual ones of the task.",
     )  # fmt: skip
     parser.add_argument("--reduction_factor", type=int, default=3, help="Of successive halving: one in so many stays.")
     parser.add_argument("--finalists", type=int, default=3, help="Of a criterion's points, tried with more seeds.")
@@ -142,7 +145,8 @@ def plan_of(config: Any) -> Plan:
         if criteria != "auto":
             raise ValueError(f"`criteria` must be a list, or auto. Got {criteria}.")
         criteria = list(AUTO[kind])
-    arms = arms_of(criteria, config.baseline, recipe, config.grid, kind, sizes)
+    grid = grid_of(recipe, kind) if config.grid is None else config.grid
+    arms = arms_of(criteria, config.baseline, recipe, grid, kind, sizes)
     metric = config.metric or monitor.removeprefix("val/")
     better = "min" if metric in SMALLER_IS_BETTER else "max"
     if better != mode:
@@ -160,7 +164,9 @@ def _mappings(value: Any) -> Any:
 
 
 def _sizes(module: lightning.LightningModule, data: lightning.LightningDataModule, queue_size: int) -> Sizes:
-    """What criteria must know, by embedding two examples."""
+    """What criteria must know, by embedding two examples; those of two towers need nothing."""
+    if isinstance(module, ImageText):
+        return Sizes(0, 0, 0, None)
     loader = data.probe_dataloader()
     batch = next(iter(loader))[0][:2]
     module.eval()

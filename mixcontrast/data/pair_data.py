@@ -102,8 +102,8 @@ class PairData(Data):
         parts = _parts(pairs, validation_share, test_share, split_seed)
         known = np.ones(len(pairs), bool) if pairs.domains is None else ~np.isin(pairs.domains, self.held_out)
         self.train_rows = parts.train[known[parts.train]]
-        self.validation = self._part(parts.validation[known[parts.validation]])
-        self.test = self._part(parts.test)
+        self.validation = self.part(parts.validation[known[parts.validation]])
+        self.test = self.part(parts.test)
         self._tokenize: Callable[[list[str]], Tensor] | None = None
         self._sampler()
 
@@ -151,8 +151,12 @@ class PairData(Data):
             for side in sides
         ]
 
-    def _part(self, rows: np.ndarray) -> PairPart | None:
-        """What is judged of some images: every caption of their groups belongs to them."""
+    def part(self, rows: np.ndarray) -> PairPart | None:
+        """What is judged of some images: every caption of their groups belongs to them. None of none.
+
+        Args:
+            rows: (N,) of the collection.
+        """
         if not len(rows):
             return None
         collection = self.collection

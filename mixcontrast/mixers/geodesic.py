@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from mixcontrast.checks import reads_values
-from mixcontrast.losses.base import Batch, Loss, Part, value_of
+from mixcontrast.losses.base import Batch, Loss, Part, positive_number, value_of
 from mixcontrast.losses.both_ways import ReverseMix
 from mixcontrast.losses.clip import ClipLoss
 from mixcontrast.losses.mixed_negatives import mixed_negatives_both_ways
@@ -65,6 +65,7 @@ class GeodesicMixup(Mixer):
         v: likewise.
         l: likewise.
         vl: likewise.
+        weight: multiplies the weights of all terms, > 0: one number for how much mixing counts.
         decay_with_epoch: divide the weights by `epoch + 1`; tell the epoch by `set_epoch`.
         interpolation: Geodesic() as in the paper, or Linear(normalize=True), or Linear(normalize=False).
         detach: mixtures pass no gradient to what they are made of, only to what they are compared with: the anchors
@@ -98,6 +99,7 @@ class GeodesicMixup(Mixer):
         v: MixTerm | None = MixTerm(0.05),
         l: MixTerm | None = MixTerm(0.05),  # noqa: E741
         vl: MixTerm | None = MixTerm(0.1),
+        weight: float = 1.0,
         decay_with_epoch: bool = False,
         interpolation: Interpolation = Geodesic(),
         detach: bool = False,
@@ -117,6 +119,8 @@ class GeodesicMixup(Mixer):
         for name, term in self.terms.items():
             if not (term.weight > 0 and term.beta > 0 and (term.temperature is None or term.temperature > 0)):
                 raise ValueError(f"A term's weight, beta and temperature must be positive. Got {name}={term}.")
+        positive_number(weight=weight)
+        self.terms = {name: replace(term, weight=term.weight * weight) for name, term in self.terms.items()}
         if detach and vl is not None:
             raise ValueError("VL-Mix compares mixtures with mixtures; detached, it has no gradient. Set vl=None.")
         self.loss = loss

@@ -208,7 +208,8 @@ class Metrix(Mixer):
         """The mixed table: mixtures alone."""
         block = only_real_block("Metrix", pairs)
         table = source(pairs, block, self.detach)
-        return changed(pairs, blocks=tuple(self._mixtures(pairs, block, table, parents) for parents in draw))
+        blocks = tuple(self._mixtures(pairs, block, table, parents) for parents in draw)
+        return changed(pairs, blocks=blocks, paired=False)
 
     def _mixtures(self, pairs: Pairs, block: Block, table: Tensor, parents: Parents) -> Block:
         if parents.right is not None:

@@ -81,8 +81,8 @@ def why_rows(answer: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and a row a criterion: means over seeds with their spread."""
     names = {
         "uniformity": "uniformity", "alignment": "alignment", "utilization": "utilization",
-        "rank correlation": "rank correlation", "share of the loss": "mixed share of the loss",
-        "share of the gradient": "mixed share of the gradient",
+        "modality gap": "modality gap", "rank correlation": "rank correlation", "temperature": "temperature at the end",
+        "share of the loss": "mixed share of the loss", "share of the gradient": "mixed share of the gradient",
     }  # fmt: skip
     found = {name: each["why"] for name, each in answer["criteria"].items()}
     kept = [key for key in names if any(key in why for why in found.values())]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mixcontrast.retrieval.results import Evaluation
+from mixcontrast.retrieval.results import MEDIANS, Evaluation
 from mixcontrast.retrieval.statistics import Interval
 
 
@@ -21,11 +21,15 @@ class SeededRuns:
         values: metric to (S, Q).
         groups: (Q,) classes, numbered from 0; the queries themselves where there are none.
         settings: of each run, as its evaluation has them.
+        attributes: (Q,) texts by which queries are told apart, such as `retrieval`, the direction.
+        shares: the metrics whose mean lies in [0, 1].
     """
 
     values: dict[str, np.ndarray]
     groups: np.ndarray
     settings: list[dict[str, Any]]
+    attributes: dict[str, np.ndarray] = field(default_factory=dict)
+    shares: frozenset[str] = frozenset()
 
     @classmethod
     def load(cls, folders: Sequence[str | Path]) -> SeededRuns:
@@ -51,7 +55,55 @@ class SeededRuns:
             variance = squared.mean(axis=1) / (1 - explained)
             values["R2"] = 1 - squared / variance[:, None]
         groups = first.groups if first.groups is not None else np.arange(len(first.queries))
-        return cls(values, np.unique(groups, return_inverse=True)[1], [each.settings for each in found])
+        shares = frozenset(name for name, of in values.items() if 0 <= of.min() and of.max() <= 1)
+        return cls(
+            values, np.unique(groups, return_inverse=True)[1], [each.settings for each in found], first.attributes,
+            shares,
+        )  # fmt: skip
+
+    def by_direction(self) -> SeededRuns:
+        """Runs judged both ways, as those of two towers are: each metric as the mean of the directions, and of each.
+
+        `R@1` becomes the mean of both directions' means, however many queries each has, as it is on the validation
+        part; `image to text R@1` and `text to image R@1` are those of one. Where domains are held out, a direction is
+        of the queries of all of them. Values are moved so that their plain mean over all queries is that mean, and
+        `mean_of_seeds` finds the variance of it: with weights `w_q` that sum to 1 and a direction's mean `m`, a query's
+        value `v` becomes `M + Q w_q (v - m)`, where `M` is the mean that is wanted. Runs that are judged one way are
+        given back as they are; medians, which are no means, are left out.
+
+        >>> runs = SeededRuns({"R@1": np.array([[1.0, 0.0, 0.0, 1.0]])}, np.array([0, 1, 0, 1]), [],
+        ...                   {"retrieval": np.array(["to text", "to image", "to image", "to image"])})
+        >>> {name: round(float(values.mean()), 3) for name, values in runs.by_direction().values.items()}
+        {'R@1': 0.667, 'to text R@1': 1.0, 'to image R@1': 0.333}
+        """
+        if "retrieval" not in self.attributes:
+            return self
+        of_query = np.array([told.partition(",")[0] for told in self.attributes["retrieval"]])
+        directions = list(dict.fromkeys(of_query.tolist()))
+        where = {name: of_query == name for name in directions}
+        values: dict[str, np.ndarray] = {}
+        for wanted in (directions, *([name] for name in directions)):
+            for metric, of_metric in self.values.items():
+                if metric in MEDIANS:
+                    continue
+                name = metric if len(wanted) > 1 else f"{wanted[0]} {metric}"
+                values[name] = _moved(of_metric, [where[direction] for direction in wanted])
+        shares = frozenset(name for name in values if name.rpartition(" ")[2] in self.shares or name in self.shares)
+        return replace(self, values=values, shares=shares)
+
+
+def _moved(values: np.ndarray, parts: list[np.ndarray]) -> np.ndarray:
+    """(S, Q) values whose mean over Q, of each seed, is the mean of the parts' means.
+
+    Args:
+        values: (S, Q).
+        parts: (Q,) bool each, apart from each other.
+    """
+    means = [values[:, part].mean(axis=1, keepdims=True) for part in parts]
+    found = np.repeat(np.mean(means, axis=0), values.shape[1], axis=1)
+    for part, mean in zip(parts, means, strict=True):
+        found[:, part] += values.shape[1] / (len(parts) * part.sum()) * (values[:, part] - mean)
+    return found
 
 
 @dataclass(frozen=True)

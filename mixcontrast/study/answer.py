@@ -34,7 +34,9 @@ def answer_of(plan: Plan, folder: Path, seeds: int) -> dict[str, Any]:
     if plan.baseline.name in failed or len(kept) < 2:
         told = "; ".join(f"{name}: {line}" for name, line in failed.items())
         raise ValueError(f"A study needs its baseline and another criterion trained. Got errors in {told}")
-    runs = {arm.name: SeededRuns.load([run_folder(folder, arm, s) for s in range(seeds)]) for arm in kept}
+    runs = {
+        arm.name: SeededRuns.load([run_folder(folder, arm, s) for s in range(seeds)]).by_direction() for arm in kept
+    }
     first = runs[plan.baseline.name]
     if plan.metric not in first.values:
         raise ValueError(
@@ -116,7 +118,9 @@ def duration(time: dict[str, Any] | None) -> str | None:
 
 def _criterion(runs: SeededRuns, reasons: list[dict[str, Any]], tuned: dict[str, Any]) -> dict[str, Any]:
     return {
-        "metrics": {metric: _mean(values, runs.groups) for metric, values in runs.values.items()},
+        "metrics": {
+            metric: _mean(values, runs.groups, metric in runs.shares) for metric, values in runs.values.items()
+        },
         "each seed": {name: values.mean(axis=1).tolist() for name, values in runs.values.items()},
         "tuned": tuned["point"],
         "tuning": tuned["trials"],
@@ -126,11 +130,11 @@ def _criterion(runs: SeededRuns, reasons: list[dict[str, Any]], tuned: dict[str,
     }
 
 
-def _mean(values: np.ndarray, groups: np.ndarray) -> dict[str, float]:
-    """A mean with its interval, which does not leave the range of shares where the values are such."""
+def _mean(values: np.ndarray, groups: np.ndarray, share: bool) -> dict[str, float]:
+    """A mean with its interval, which does not leave the range of shares where it is one."""
     found = mean_of_seeds(values, groups).interval
     low, high = found.low, found.high
-    if 0 <= values.min() and values.max() <= 1:
+    if share:
         low, high = max(low, 0.0), min(high, 1.0)
     return {"mean": found.mean, "low": low, "high": high}
 
@@ -138,8 +142,8 @@ def _mean(values: np.ndarray, groups: np.ndarray) -> dict[str, float]:
 def why_of(reasons: list[dict[str, Any]]) -> dict[str, Any]:
     """Measures over seeds, each a mean with the spread of seeds (standard deviation), and summed counts."""
     found: dict[str, Any] = {}
-    for name in ("uniformity", "alignment", "utilization", "rank correlation", "share of the loss",
-                 "share of the gradient"):  # fmt: skip
+    for name in ("uniformity", "alignment", "modality gap", "utilization", "rank correlation", "temperature",
+                 "share of the loss", "share of the gradient"):  # fmt: skip
         values = [each[name] for each in reasons if each.get(name) is not None]
         if values:
             found[name] = _spread(values)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
+from mixcontrast.losses import SigLipLoss
 from mixcontrast.study.plan import Arm, Knob, class_of, key_of
-from mixcontrast.training.criteria import parts_of, written_criterion
-from mixcontrast.training.fitting import LABELS, VALUES, VIEWS
+from mixcontrast.training.criteria import MODULES, parts_of, written_criterion
+from mixcontrast.training.fitting import FITS, LABELS, TOWERS, VALUES, VIEWS
 
 AUTO: dict[tuple[str, str], tuple[str, ...]] = {
     LABELS: (
@@ -17,15 +19,19 @@ AUTO: dict[tuple[str, str], tuple[str, ...]] = {
     ),
     VIEWS: ("infonce", "infonce + mochi", "infonce + synco", "hard-negative", "debiased"),
     VALUES: ("l1", "supcon", "rank-n-contrast", "supcon + supremix"),
+    TOWERS: ("clip", "clip + m2", "clip + m3", "clip + mochi", "clip + hard-negative", "clip + cyclip", "siglip"),
 }  # fmt: skip
 """What `auto` stands for: the usual losses of a task and what mixes with them, the baseline first."""
 
 GRID = {"learning_rate": [1e-4, 3e-4, 1e-3], "temperature": [0.05, 0.1, 0.2]}
 """What is tuned where a study does not say: for each criterion those that it has."""
 
+TOWERS_GRID = {"temperature": [0.01, 0.03, 0.1], "weight": [1.0, 10.0]}
+"""The same of two towers, beside the learning rate: the model's temperature, the weight of GeodesicMixup's terms."""
+
 BINS = 10
 DIRECT = "l1"
-_MODULES = {"MetricLearning": LABELS, "SelfSupervised": VIEWS, "Regression": VALUES}
+SIGMOID_BIAS = -10.0  # SigLIP's, where the encoder names none
 _DIRECT_KEEPS = ("encoder", "optimizer", "warmup_epochs", "cosine")
 
 
@@ -54,19 +60,33 @@ def kind_of(recipe: dict[str, Any]) -> tuple[str, str]:
     """
     path = recipe.get("model", {}).get("class_path", "") if isinstance(recipe.get("model"), dict) else ""
     name = path.rpartition(".")[2]
-    if name not in _MODULES:
+    kinds = {module: kind for kind, module in MODULES.items()}
+    if name not in kinds:
         raise ValueError(
-            f"A study's recipe needs a model.class_path, one of mixcontrast.training.{', '.join(_MODULES)}. Got "
+            f"A study's recipe needs a model.class_path, one of mixcontrast.training.{', '.join(kinds)}. Got "
             f"{path or 'none'}."
         )
     if "criterion" in recipe["model"].get("init_args", {}):
         raise ValueError("A study puts the criteria into its recipe. Got one there; move it to `criteria`.")
-    return _MODULES[name]
+    return kinds[name]
+
+
+def grid_of(recipe: dict[str, Any], kind: tuple[str, str]) -> dict[str, list[float]]:
+    """What is tuned where a study does not say.
+
+    Of two towers, which are fine-tuned from small heads to whole networks, the learning rates are a third, once and
+    three times that of the recipe; where it names none, it is not tuned.
+    """
+    if kind != TOWERS:
+        return GRID
+    rate = recipe["model"].get("init_args", {}).get("optimizer", {}).get("init_args", {}).get("lr")
+    rates = {} if rate is None else {"learning_rate": [float(f"{rate * times:.2g}") for times in (1 / 3, 1, 3)]}
+    return rates | TOWERS_GRID
 
 
 def stand_in(recipe: dict[str, Any], kind: tuple[str, str]) -> dict[str, Any]:
     """The recipe with some criterion, so that it can be built and looked at."""
-    name = {LABELS: "supcon", VIEWS: "infonce", VALUES: "rank-n-contrast"}[kind]
+    name = {LABELS: "supcon", VIEWS: "infonce", VALUES: "rank-n-contrast", TOWERS: "clip"}[kind]
     found = copy.deepcopy(recipe)
     found["model"].setdefault("init_args", {})["criterion"] = written_criterion(name, 2, 2, kind)
     return found
@@ -127,6 +147,11 @@ def arms_of(
         against = () if entry["name"] == baseline else tuple(dict.fromkeys([baseline, *([own] if own else [])]))
         arms.append(Arm(entry["name"], full, tuple(knobs), against))
     for name in grid:
+        if name == "logit_scale" and kind == TOWERS:
+            raise ValueError(
+                "A model's scale is tuned as its temperature, 1 / logit_scale. Got a grid of logit_scale; write "
+                f"temperature: {[float(f'{1 / value:.3g}') for value in grid[name] if value]}."
+            )
         if name not in used:
             raise ValueError(
                 f"A grid is of what criteria or optimizer have: learning_rate, temperature, weight, margin, ... Got "
@@ -169,7 +194,7 @@ def _recipe_of(
     arguments = found["model"].setdefault("init_args", {})
     if "criterion" in entry:
         arguments["criterion"] = copy.deepcopy(entry["criterion"])
-        class_of(arguments["criterion"].get("class_path", "none"))
+        _check_towers(entry["name"], _innermost(arguments["criterion"]), kind)
     elif kind == VALUES and entry["name"] == DIRECT:
         kept = {name: arguments[name] for name in _DIRECT_KEEPS if name in arguments}
         found["model"] = {
@@ -183,7 +208,43 @@ def _recipe_of(
             arguments["bins"] = BINS
         if kind == VIEWS and sizes.queue is not None:
             _with_queue(arguments["criterion"], sizes)
+    if kind == TOWERS and issubclass(_innermost(arguments["criterion"]), SigLipLoss):
+        _with_bias(arguments.get("encoder"))
     return found
+
+
+def _innermost(criterion: dict[str, Any]) -> type:
+    """The class of the loss that mixers, and losses around a loss, are around.
+
+    Raises:
+        ValueError: one of them is no class.
+    """
+    found = class_of(criterion.get("class_path", "none"))
+    inner = criterion.get("init_args", {}).get("loss")
+    return _innermost(inner) if isinstance(inner, dict) and "class_path" in inner else found
+
+
+def _check_towers(name: str, loss: type, kind: tuple[str, str]) -> None:
+    """One line where a criterion that is written out is of two towers and the recipe is not, or the reverse.
+
+    Raises:
+        ValueError: so it is.
+    """
+    if getattr(loss, "towers", False) != (kind == TOWERS):
+        reads = "an image and a text tower" if kind != TOWERS else "examples of one kind"
+        raise ValueError(
+            f"{MODULES[kind]} calls its criterion with ({', '.join(kind)}). Got {loss.__name__} for {name}, which "
+            f"compares {reads}; use {FITS[kind]}."
+        )
+
+
+def _with_bias(encoder: Any) -> None:
+    """Gives towers the bias that a sigmoid loss asks for, where they name none."""
+    if isinstance(encoder, dict) and "class_path" in encoder:
+        if "logit_bias" in inspect.signature(class_of(encoder["class_path"])).parameters:
+            arguments = encoder.setdefault("init_args", {})
+            if arguments.get("logit_bias") is None:
+                arguments["logit_bias"] = SIGMOID_BIAS
 
 
 def _with_queue(criterion: dict[str, Any], sizes: Sizes) -> None:

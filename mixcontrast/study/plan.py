@@ -160,11 +160,13 @@ def put(recipe: dict[str, Any], key: str, value: Any) -> None:
 
 
 def key_of(recipe: dict[str, Any], name: str) -> str | None:
-    """The key of a hyper-parameter in a recipe, of its optimizer or of its criterion; the innermost; None: none has it.
+    """The key of a hyper-parameter in a recipe: of its optimizer, of its criterion, the innermost, or else of its
+    module; None: none has it.
 
-    `learning_rate` is the optimizer's `lr`.
+    `learning_rate` is the optimizer's `lr`. `temperature` is a loss's own; the losses of two towers read the model's,
+    and there it is the module's: where the learned one begins, or what it stays at where it is not learned.
     """
-    model = recipe["model"].get("init_args", {})
+    model = recipe["model"].setdefault("init_args", {})
     if name in ("learning_rate", "lr", "weight_decay"):
         if "optimizer" not in model:
             return None
@@ -175,6 +177,8 @@ def key_of(recipe: dict[str, Any], name: str) -> str | None:
             found = f"{at}.init_args.{name}"
             part.setdefault("init_args", {})
         part, at = part.get("init_args", {}).get("loss"), f"{at}.init_args.loss"
+    if found is None and name in inspect.signature(class_of(recipe["model"].get("class_path", ""))).parameters:
+        return f"model.init_args.{name}"
     return found
 
 

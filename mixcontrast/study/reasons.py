@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from mixcontrast.analysis import alignment, rank_correlation, uniformity, utilization
+from mixcontrast.analysis import alignment, modality_gap, rank_correlation, uniformity, utilization
 from mixcontrast.commands.explain import explained_batch, load_weights
 from mixcontrast.commands.fit import fit_parser
 from mixcontrast.commands.fit_errors import build, parse
+from mixcontrast.data.pair_data import PairData, PairPart
 from mixcontrast.explanation import Explanation
 from mixcontrast.training.callbacks import embed_loader
+from mixcontrast.training.image_text import ImageText
 from mixcontrast.training.measures import TRAINING_ROWS
 
 BINS = 80
@@ -37,7 +39,7 @@ def reasons_of(recipe: Path, run: Path, seed: int) -> dict[str, Any]:
     Returns:
         `similarities` (counts in 80 bins from -1 to 1 of positives, negatives and mixtures of one batch of training),
         `kinds` of mixtures, what they carry of loss and gradient, and `uniformity`, `alignment` and `utilization` of
-        test embeddings; what does not apply is left out.
+        test embeddings; of two towers their `modality gap` and the `temperature` too; what does not apply is left out.
     """
     parser = fit_parser()
     config = parse(parser, ["--config", str(recipe), "--seed", str(seed), "--trainer.enable_progress_bar=false"])
@@ -48,7 +50,7 @@ def reasons_of(recipe: Path, run: Path, seed: int) -> dict[str, Any]:
     checkpoint = run / "best.ckpt"
     load_weights(module, checkpoint if checkpoint.exists() else run / "last.ckpt")
     found: dict[str, Any] = {"curve": curve_of(run)}
-    found |= _of_embeddings(module, data)
+    found |= _of_towers(module, data) if isinstance(module, ImageText) else _of_embeddings(module, data)
     if module.criterion is not None:
         try:
             found |= _of_batch(explained_batch(module, data, seed=seed, trainer=ready.trainer.as_dict()))
@@ -81,6 +83,32 @@ def _of_embeddings(module: lightning.LightningModule, data: lightning.LightningD
     if labels.is_floating_point():
         found["rank correlation"] = float(rank_correlation(test, labels))
     return found
+
+
+def _of_towers(module: ImageText, data: PairData) -> dict[str, float]:
+    """Of some tested images and their captions; what is of one tower is the mean of both."""
+    test = _some(data, data.test.images, SAMPLE)
+    encoders = module.encoder.encode_image, module.encoder.encode_text
+    of_test, of_train = (
+        [
+            embed_loader(module, loader, encode=encode)[0]
+            for loader, encode in zip(data.loaders(part), encoders, strict=True)
+        ]
+        for part in (test, _some(data, data.train_rows, TRAINING_ROWS))
+    )
+    images, texts = of_test
+    return {
+        "uniformity": float(uniformity(images) + uniformity(texts)) / 2,
+        "utilization": sum(float(utilization(*rows)) for rows in zip(of_test, of_train, strict=True)) / 2,
+        "alignment": float(alignment(images[test.pairs[:, 0]], texts[test.pairs[:, 1]])),
+        "modality gap": float(modality_gap(images, texts)),
+        "temperature": float(1 / module.encoder.logit_scale.detach().exp()),
+    }
+
+
+def _some(data: PairData, rows: np.ndarray, count: int) -> PairPart:
+    """At most so many images, with their captions."""
+    return data.part(np.sort(np.random.default_rng(0).permutation(rows)[:count]))
 
 
 def _pairs(labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,9 @@ from typing import Any
 
 from mixcontrast.losses import (
     BinomialDevianceLoss,
+    ClipLoss,
     ContrastiveLoss,
+    CyClipLoss,
     HardNegativeLoss,
     InfoNCE,
     LiftedStructureLoss,
@@ -17,11 +19,12 @@ from mixcontrast.losses import (
     ProxyAnchorLoss,
     ProxyNCALoss,
     RankNContrastLoss,
+    SigLipLoss,
     SupConLoss,
     TripletLoss,
 )
-from mixcontrast.mixers import Metrix, Mixer, MoCHi, SupReMix, SynCo
-from mixcontrast.training.fitting import LABELS, VALUES, VIEWS
+from mixcontrast.mixers import GeodesicMixup, Metrix, Mixer, MoCHi, SupReMix, SynCo
+from mixcontrast.training.fitting import LABELS, TOWERS, VALUES, VIEWS
 from mixcontrast.wording import nearest
 
 
@@ -68,6 +71,14 @@ MIXERS: dict[str, Named] = {
 }
 """Mixers of labelled examples; of a batch's negatives there are few, so few are mixed."""
 
+_OFF = {"m2": None, "v": None, "l": None, "vl": None}
+
+
+def _alone(term: str) -> Named:
+    """One term of m3-Mix."""
+    return Named(GeodesicMixup, {name: off for name, off in _OFF.items() if name != term})
+
+
 NAMED: dict[tuple[str, str], tuple[dict[str, Named], dict[str, Named]]] = {
     LABELS: (LOSSES, MIXERS),
     VIEWS: (
@@ -85,18 +96,48 @@ NAMED: dict[tuple[str, str], tuple[dict[str, Named], dict[str, Named]]] = {
         },
         {"supremix": Named(SupReMix)},
     ),
-}
-"""For what a criterion is called with: its losses and mixers by name."""
+    TOWERS: (
+        {
+            "clip": Named(ClipLoss),
+            "clip-same-modality": Named(ClipLoss, {"same_modality": True, "same_modality_temperature": 0.15}),
+            "siglip": Named(SigLipLoss),
+        },
+        {
+            "m2": _alone("m2"), "v": _alone("v"), "l": _alone("l"), "vl": _alone("vl"), "m3": Named(GeodesicMixup),
+            "mochi": Named(MoCHi, {"num_hardest": 64, "num_pair_mixes": 64, "num_anchor_mixes": 16}),
+            "synco": Named(
+                SynCo,
+                {"num_hardest": 64, "num_interpolated": 16, "num_extrapolated": 16, "num_pairs": 16, "num_noised": 4,
+                 "num_gradient": 4, "num_sign": 4},
+            ),
+            "hard-negative": Named(HardNegativeLoss, {"tau_plus": 0.0}),
+            "cyclip": Named(CyClipLoss),
+        },
+    ),
+}  # fmt: skip
+"""For what a criterion is called with: its losses, and its mixers and losses around a loss, by name. Around
+`clip-same-modality` MoCHi and SynCo mix columns of the anchor's own tower."""
+
+MODULES = {LABELS: "MetricLearning", VIEWS: "SelfSupervised", VALUES: "Regression", TOWERS: "ImageText"}
+"""For what a criterion is called with: the class of mixcontrast.training that calls it so."""
 
 
 def parts_of(name: str, kind: tuple[str, str] = LABELS) -> tuple[Named, list[Named]]:
     """The loss and the mixers, innermost first, that `loss + mixer + mixer` stands for.
 
     Raises:
-        ValueError: a name that there is not.
+        ValueError: a name that there is not, or that is of another module.
     """
     losses, mixers = NAMED[kind]
     first, *others = (part.strip() for part in name.split("+"))
+    if first not in losses:
+        of = [MODULES[other] for other, (known, _) in NAMED.items() if first in known]
+        if of:
+            there = ", ".join(sorted(losses))
+            raise ValueError(
+                f"{MODULES[kind]} needs a criterion of its own. Got {name!r}, which is of {' and '.join(of)}; take one "
+                f"of {there}."
+            )
     for part, known in ((first, losses), *((other, mixers) for other in others)):
         if part not in known:
             there = ", ".join(sorted(losses) + [f"+ {mixer}" for mixer in mixers])
@@ -117,8 +158,13 @@ def written_criterion(
     inner = {} if loss.inner is None else {"loss": _written(loss.inner, {})}
     found = _written(loss, sizes | inner)
     for mixer in mixers:
-        found = _written(mixer, {"loss": found})
+        found = _written(mixer, {"loss": found, **_own_tower(loss, mixer)})
     return found
+
+
+def _own_tower(loss: Named, mixer: Named) -> dict[str, Any]:
+    """What tells a mixer to mix the columns of the anchor's own tower, where the loss has them."""
+    return {"same_modality": True} if loss.arguments.get("same_modality") and mixer.make in (MoCHi, SynCo) else {}
 
 
 def _written(named: Named, more: dict[str, Any]) -> dict[str, Any]:

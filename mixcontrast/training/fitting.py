@@ -30,10 +30,12 @@ from mixcontrast.training.sharding import clip_gradients, is_sharded, load_whole
 KS = (1, 2, 4, 8)
 LOOKED_AT = 2048  # examples of a batch that are looked at when it is logged: a table of all would undo `Tiled`
 LABELS, VALUES, VIEWS = ("embeddings", "labels"), ("embeddings", "values"), ("query", "key")
-_FITS = {
+TOWERS = ("image_features", "text_features")
+FITS = {
     LABELS: "SupConLoss(), MultiSimilarityLoss() or Metrix(MultiSimilarityLoss())",
     VALUES: "SupReMix(SupConLoss()) or RankNContrastLoss()",
     VIEWS: "InfoNCE(), InfoNCE(queue=KeyQueue(...)) or MoCHi(InfoNCE(), queue=KeyQueue(...))",
+    TOWERS: "ClipLoss(), SigLipLoss(), GeodesicMixup(ClipLoss()) or MoCHi(ClipLoss())",
 }
 
 
@@ -154,7 +156,7 @@ def check_criterion(owner: str, criterion: nn.Module, wanted: Sequence[tuple[str
     Raises:
         TypeError: not a criterion of ours, or one that is called with something else.
     """
-    fitting = " or ".join(_FITS[kind] for kind in wanted)
+    fitting = " or ".join(FITS[kind] for kind in wanted)
     if not isinstance(untiled(criterion), Loss | Mixer):
         raise TypeError(
             f"{owner} needs a mixcontrast loss or mixer. Got {type(criterion).__name__}; use {fitting}."

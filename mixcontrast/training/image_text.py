@@ -23,7 +23,7 @@ from mixcontrast.queue import KeyQueue
 from mixcontrast.retrieval import Evaluation
 from mixcontrast.similarity import unit
 from mixcontrast.training.chunks import check_chunk_size, in_chunks
-from mixcontrast.training.fitting import FitModule, at_a_log_step
+from mixcontrast.training.fitting import FITS, TOWERS, FitModule, at_a_log_step
 from mixcontrast.training.optimization import OptimizerCallable, adamw, optimizer_of, with_schedule
 from mixcontrast.training.pair_retrieval import PairRetrievalCallback, judge_pairs
 from mixcontrast.training.sharding import is_sharded, whole_state
@@ -190,11 +190,10 @@ def _similarities(image: Tensor, text: Tensor, labels: Tensor) -> dict[str, Tens
 
 
 def _check(encoder: Towers, criterion: Loss | Mixer) -> None:
-    fitting = "ClipLoss(), SigLipLoss(), GeodesicMixup(ClipLoss()) or MoCHi(ClipLoss())"
     if not isinstance(criterion, Loss | Mixer) or not innermost(criterion).towers:
         raise TypeError(
             f"ImageText calls its criterion with the features of two towers. Got {type(criterion).__name__}; use "
-            f"{fitting}."
+            f"{FITS[TOWERS]}."
         )
     if any(isinstance(part, SigLipLoss) for part in criterion.modules()) and encoder.logit_bias is None:
         raise TypeError(

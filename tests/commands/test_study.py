@@ -9,15 +9,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from mixcontrast.cli import main
+from mixcontrast.retrieval import Evaluation
 from mixcontrast.study.cost import measure
 from mixcontrast.study.criteria import Sizes, arms_of, kind_of
-from tests.fitting import Killed, of
-from tests.study.helpers import config, recipe
+from tests.fitting import TOWERS, Killed, of
+from tests.study.helpers import config, recipe, towers
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -139,8 +141,41 @@ def test_a_planted_gain_is_found_and_shuffled_labels_help_nothing(shuffled, verd
     assert (found["criterion"], found["verdict"]) == ("useful", verdict)
 
 
+@pytest.mark.parametrize("shuffled, verdict", [
+    (False, "helps"), pytest.param(True, "cannot be told", marks=pytest.mark.slow)
+])  # fmt: skip
+def test_a_planted_gain_of_two_towers_is_found_and_shuffled_captions_help_nothing(shuffled, verdict, tmp_path):
+    criteria = [
+        {"name": name, "criterion": of("mixcontrast.GeodesicMixup", loss=of("mixcontrast.ClipLoss")),
+         "grid": {"learning_rate": [rate]}}
+        for name, rate in (("useless", 1e-7), ("useful", 1e-2))
+    ]  # fmt: skip
+    plain = towers(shuffled=shuffled) | {"judge_every": 3}
+    out = tmp_path / "out"
+    answer = study(config(tmp_path / "study.yaml", criteria=criteria, recipe=plain), out)
+    (found,) = answer["differences"]
+    assert (found["criterion"], found["verdict"]) == ("useful", verdict)
+    assert not list((out / "tuning").rglob("results.json"))  # the test part is not read while tuning
+    assert answer["question"]["metric"] == "R@1" and answer["question"]["queries"] == 96
+    for name, each in answer["criteria"].items():
+        both = [each["metrics"][f"{way} R@1"]["mean"] for way in ("image to text", "text to image")]
+        assert each["metrics"]["R@1"]["mean"] == pytest.approx(sum(both) / 2)
+        runs = [Evaluation.load(out / "runs" / f"{name}-seed{seed}") for seed in range(3)]
+        to_text = [run.values["R@1"][run.attributes["retrieval"] == "image to text"].mean() for run in runs]
+        assert both[0] == pytest.approx(np.mean(to_text))
+        why = each["why"]
+        assert {"uniformity", "alignment", "utilization", "modality gap", "temperature", "means"} <= set(why)
+        assert [kind["kind"] for kind in why["kinds"]] == ["m2-Mix", "V-Mix", "L-Mix", "VL-Mix"]
+        if name == "useless":
+            assert why["temperature"]["mean"] == pytest.approx(0.1, abs=1e-4)  # where the recipe has it
+    if not shuffled:  # what training does to pairs that belong together
+        assert answer["criteria"]["useful"]["why"]["alignment"]["mean"] < (
+            answer["criteria"]["useless"]["why"]["alignment"]["mean"] - 0.3
+        )
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["views", "momentum", "values"])
+@pytest.mark.parametrize("name", ["views", "momentum", "values", "towers"])
 def test_other_tasks_have_their_own_list(name, tmp_path):
     encoder, optimizer = of("tests.fitting.Network"), of("torch.optim.AdamW", lr=1e-2)
     noise = of("mixcontrast.data.VectorNoise")
@@ -151,14 +186,17 @@ def test_other_tasks_have_their_own_list(name, tmp_path):
         "views": ("SelfSupervised", views, {}),
         "momentum": ("SelfSupervised", views, {"momentum": 0.9}),
         "values": ("Regression", values, {}),
+        "towers": ("ImageText", towers()["data"], {"encoder": TOWERS, "temperature": 0.2}),
     }[name]
-    plain = recipe() | {"model": of(f"mixcontrast.training.{module}", encoder=encoder, optimizer=optimizer, **more),
-                        "data": data}  # fmt: skip
+    more = {"encoder": encoder, "optimizer": optimizer} | more
+    plain = recipe() | {"model": of(f"mixcontrast.training.{module}", **more), "data": data}
     plain["trainer"] = plain["trainer"] | {"max_epochs": 2}
     file = config(tmp_path / "study.yaml", criteria="auto", recipe=plain, grid={}, seeds=2, queue_size=32)
     answer = study(file, tmp_path / "out")
     assert not answer["failed"]
-    if name == "values":
+    if name == "towers":
+        assert answer["question"]["baseline"] == "clip" and len(answer["criteria"]) == 7
+    elif name == "values":
         assert answer["question"] | {"metric": "MAE", "better": "lower", "baseline": "l1"} == answer["question"]
         assert {"MAE", "R2"} == set(answer["criteria"]["l1"]["metrics"])
         assert "similarities" not in answer["criteria"]["l1"]["why"]
@@ -177,6 +215,9 @@ def test_a_step_is_timed(whole):
 
 @pytest.mark.parametrize("changes, arguments, message", [
     ({"criteria": ["supcon", "supkon"]}, (), "There is no criterion 'supkon'. Did you mean supcon?"),
+    ({"criteria": ["supcon", "clip"]}, (), "Got 'clip', which is of ImageText; take one of"),
+    ({"criteria": ["clip", "clip + m3", "supcon"], "recipe": towers()}, (),
+     "which is of MetricLearning and Regression"),
     ({"criteria": "all"}, (), "`criteria` must be a list, or auto. Got all."),
     ({"recipe": {}}, (), "A study needs a recipe."),
     ({"seeds": 0}, (), "--seeds must be at least 1. Got 0."),

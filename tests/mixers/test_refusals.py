@@ -124,6 +124,7 @@ REFUSED = {
                       "leave out None"),
     "geodesic-weight": (lambda: GeodesicMixup(ClipLoss(), v=MixTerm(0.0)), ValueError, "v=MixTerm(weight=0.0",
                         "positive"),
+    "geodesic-whole-weight": (lambda: GeodesicMixup(ClipLoss(), weight=0.0), ValueError, "weight=0.0", "positive"),
     "geodesic-beta": (lambda: GeodesicMixup(ClipLoss(), l=MixTerm(1.0, beta=0)), ValueError, "l=MixTerm", "positive"),
     "geodesic-temperature": (lambda: GeodesicMixup(ClipLoss(), m2=MixTerm(1.0, temperature=-1)), ValueError,
                              "temperature=-1", "positive"),

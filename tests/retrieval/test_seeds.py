@@ -112,6 +112,50 @@ def test_what_cannot_be_told_is_refused_in_one_line(values, groups, message):
     assert "\n" not in str(raised.value)
 
 
+def both_ways(folder, seeds: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Runs of images and captions, of which groups have different numbers, saved; their values, groups, directions."""
+    rng = np.random.default_rng(0)
+    groups = np.concatenate([np.repeat(np.arange(30), rng.integers(1, 4, 30)), np.repeat(np.arange(30), 7)])
+    to_text = np.arange(len(groups)) < len(groups) - 210
+    hard = rng.random(30)
+    values = (rng.random((seeds, len(groups))) < 0.2 + 0.4 * hard[groups] + 0.3 * to_text).astype(float)
+    told = np.where(to_text, "image to text, held-out", "text to image")
+    for seed, row in enumerate(values):
+        Evaluation({"R@1": row, "MedR": 1 / (1 + row)}, np.arange(len(row)), groups, 0, 0,
+                   attributes={"retrieval": told}).save(folder / str(seed))  # fmt: skip
+    return values, groups, to_text
+
+
+def test_both_directions_count_alike_and_their_variance_is_that_of_a_mean_of_two_ratios(tmp_path):
+    values, groups, to_text = both_ways(tmp_path)
+    runs = SeededRuns.load([tmp_path / str(seed) for seed in range(3)]).by_direction()
+    assert list(runs.values) == ["R@1", "image to text R@1", "text to image R@1"] and runs.shares == set(runs.values)
+    first, second = values[:, to_text].mean(), values[:, ~to_text].mean()
+    expected = {"R@1": [to_text, ~to_text], "image to text R@1": [to_text], "text to image R@1": [~to_text]}
+    for name, parts in expected.items():
+        found = mean_of_seeds(runs.values[name], runs.groups)
+        mean = {"R@1": (first + second) / 2, "image to text R@1": first, "text to image R@1": second}[name]
+        assert found.interval.mean == pytest.approx(mean)
+        averaged, off = values.mean(axis=0), np.zeros(30)
+        for query, group in enumerate(groups):
+            for part in parts:
+                if part[query]:
+                    off[group] += (averaged[query] - averaged[part].mean()) / part.sum() / len(parts)
+        assert found.of_groups == pytest.approx(30 / 29 * (off**2).sum())
+        left_out = [  # the jackknife knows nothing of the formula
+            np.mean([averaged[part & (groups != group)].mean() for part in parts]) for group in range(30)
+        ]
+        assert found.of_groups == pytest.approx(29 / 30 * np.square(left_out - np.mean(left_out)).sum(), rel=0.1)
+        of_seeds = np.mean([values[:, part].mean(axis=1) for part in parts], axis=0).var(ddof=1) / 3
+        assert found.of_seeds == pytest.approx(of_seeds)
+
+
+def test_runs_of_one_direction_stay_as_they_are(tmp_path):
+    Evaluation({"Recall@1": np.ones(2)}, np.arange(2), None, 0, 0).save(tmp_path)
+    runs = SeededRuns.load([tmp_path])
+    assert runs.by_direction() is runs and runs.shares == {"Recall@1"}
+
+
 def test_seeds_of_other_queries_are_refused(tmp_path):
     for seed, queries in enumerate(([0, 1], [0, 2])):
         Evaluation({"Recall@1": np.ones(2)}, np.array(queries), None, 0, 0).save(tmp_path / str(seed))

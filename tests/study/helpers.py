@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from mixcontrast.data import Examples
-from tests.fitting import WIDTH, Killed, of
+from mixcontrast.data import Captioned, Examples
+from tests.fitting import TOWERS, WIDTH, Killed, of
 
 
 class Hidden(Examples):
@@ -36,6 +37,37 @@ class Hidden(Examples):
 
     def __getitem__(self, row: int) -> Tensor:
         return torch.from_numpy(self.rows[row])
+
+
+class HiddenPairs(Captioned):
+    """Two images and two captions a class, which agree in six numbers of twelve, turned; the others are noise.
+
+    Args:
+        shuffled: the captions belong to other images, each to one.
+    """
+
+    domains = None
+
+    def __init__(self, *, num_classes: int = 120, shuffled: bool = False) -> None:
+        rng = np.random.default_rng(0)
+        self.groups = texts = np.arange(num_classes).repeat(2)
+        self.captions = tuple(f"caption {number}" for number in range(len(texts)))
+        self.image_names = tuple(f"image {number}" for number in range(len(texts)))
+        self.pairs = np.array([(2 * k + i, 2 * k + t) for k in range(num_classes) for i in (0, 1) for t in (0, 1)])
+        centres = rng.normal(size=(num_classes, 6))
+        self.tables = []
+        for turned in (np.eye(6), np.linalg.qr(rng.normal(size=(6, 6)))[0]):
+            rows = 0.7 * rng.normal(size=(len(texts), WIDTH))
+            rows[:, :6] = (centres @ turned)[texts] + 0.2 * rng.normal(size=(len(texts), 6))
+            self.tables.append(torch.from_numpy(rows.astype(np.float32)))
+        if shuffled:
+            self.tables[1] = self.tables[1][torch.from_numpy(rng.permutation(len(texts)))]
+
+    def image(self, row: int) -> Tensor:
+        return self.tables[0][row]
+
+    def caption(self, row: int) -> Tensor:
+        return self.tables[1][row]
 
 
 class KillAt(lightning.Callback):
@@ -62,6 +94,15 @@ def recipe(**data: Any) -> dict[str, Any]:
             "mixcontrast.data.ClassData", examples=of("tests.study.helpers.Hidden", **data), classes_per_batch=6,
             per_class=4,
         ),
+    }  # fmt: skip
+
+
+def towers(**data: Any) -> dict[str, Any]:
+    """A recipe of two towers without a criterion."""
+    return recipe() | {
+        "model": of("mixcontrast.training.ImageText", encoder=copy.deepcopy(TOWERS), temperature=0.1,
+                    max_logit_scale=50.0, optimizer=of("torch.optim.AdamW", lr=1e-2, weight_decay=1e-4)),
+        "data": of("mixcontrast.data.PairData", pairs=of("tests.study.helpers.HiddenPairs", **data), batch_size=16),
     }  # fmt: skip
 
 

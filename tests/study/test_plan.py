@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 
 import pytest
+import torch
 
-from mixcontrast.study.criteria import AUTO, GRID, Sizes, arms_of, kind_of
+from mixcontrast import ClipLoss, CyClipLoss, GeodesicMixup, HardNegativeLoss, MixTerm, MoCHi, SigLipLoss, SynCo
+from mixcontrast.study.criteria import AUTO, GRID, Sizes, arms_of, grid_of, kind_of
 from mixcontrast.study.plan import Plan, key_of, put
 from mixcontrast.training.criteria import LOSSES, MIXERS, NAMED, criterion_of, written_criterion
-from mixcontrast.training.fitting import LABELS, VALUES, VIEWS
+from mixcontrast.training.fitting import LABELS, TOWERS, VALUES, VIEWS, called_with
 from tests.fitting import of
-from tests.study.helpers import recipe
+from tests.study.helpers import recipe, towers
 
 SIZES = Sizes(num_classes=7, embedding_dim=8, features=16, queue=None)
 
@@ -25,10 +27,13 @@ def built(written):
     arguments = {name: built(value) for name, value in written["init_args"].items()}
     loss = [arguments.pop("loss")] if "loss" in arguments else []
     sizes = [arguments.pop(name) for name in ("num_classes", "embedding_dim") if name in arguments]
-    return class_of(written["class_path"])(*loss, *sizes, **arguments)
+    terms = {name: MixTerm(**value) if isinstance(value, dict) else value for name, value in arguments.items()}
+    return class_of(written["class_path"])(*loss, *sizes, **terms)
 
 
 def of_kind(kind, **arguments):
+    if kind == TOWERS:
+        return towers()
     module = {LABELS: "MetricLearning", VIEWS: "SelfSupervised", VALUES: "Regression"}[kind]
     found = recipe()
     found["model"] = of(f"mixcontrast.training.{module}", encoder=of("tests.fitting.Plain"),
@@ -51,14 +56,116 @@ def test_a_name_is_the_same_criterion_written_and_made(loss, mixer):
 
 @pytest.mark.parametrize("kind", NAMED)
 def test_every_name_of_auto_is_an_arm_with_a_grid(kind):
-    arms = arms_of(list(AUTO[kind]), None, of_kind(kind), GRID, kind, SIZES)
+    grid = GRID | {"temperature": [0.1, 0.2], "weight": [1.0]} if kind == TOWERS else GRID
+    arms = arms_of(list(AUTO[kind]), None, of_kind(kind), grid, kind, SIZES)
     assert [arm.name for arm in arms] == list(AUTO[kind])
     for arm in arms:
         assert arm.knobs[0].key == "model.init_args.optimizer.init_args.lr"
         if arm.name != "l1":
-            built(arm.recipe["model"]["init_args"]["criterion"])
+            found = called_with(built(arm.recipe["model"]["init_args"]["criterion"]))
+            assert found == (LABELS if (kind, arm.name) == (VALUES, "supcon") else kind)  # of bins
         at = arm.at(arm.points()[-1])
         assert at["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 1e-3
+
+
+OFF = {"m2": None, "v": None, "l": None, "vl": None}
+FEW = {"num_hardest": 64, "num_pair_mixes": 64, "num_anchor_mixes": 16}
+SIX = {"num_hardest": 64, "num_interpolated": 16, "num_extrapolated": 16, "num_pairs": 16, "num_noised": 4,
+       "num_gradient": 4, "num_sign": 4}  # fmt: skip
+
+
+def alone(name: str, term: MixTerm, loss=ClipLoss):
+    return GeodesicMixup(loss(), **(OFF | {name: term}))
+
+
+@pytest.mark.parametrize("name, made", [
+    ("clip", ClipLoss()),
+    ("siglip", SigLipLoss()),
+    ("clip + m2", alone("m2", MixTerm(0.01, temperature=0.07))),
+    ("clip + v", alone("v", MixTerm(0.05))),
+    ("clip + l", alone("l", MixTerm(0.05))),
+    ("siglip + vl", alone("vl", MixTerm(0.1), SigLipLoss)),
+    ("clip + m3", GeodesicMixup(ClipLoss())),
+    ("clip + mochi", MoCHi(ClipLoss(), **FEW)),
+    ("siglip + mochi", MoCHi(SigLipLoss(), **FEW)),
+    ("clip-same-modality + mochi",
+     MoCHi(ClipLoss(same_modality=True, same_modality_temperature=0.15), **FEW, same_modality=True)),
+    ("clip-same-modality + synco",
+     SynCo(ClipLoss(same_modality=True, same_modality_temperature=0.15), **SIX, same_modality=True)),
+    ("clip + synco", SynCo(ClipLoss(), **SIX)),
+    ("clip + hard-negative", HardNegativeLoss(ClipLoss(), tau_plus=0.0)),
+    ("clip + hard-negative + cyclip + m3", GeodesicMixup(CyClipLoss(HardNegativeLoss(ClipLoss(), tau_plus=0.0)))),
+])  # fmt: skip
+def test_a_name_of_two_towers_is_the_criterion(name, made):
+    """Equal in what is kept of numbers, part by part, and in the loss under one draw."""
+    found = built(written_criterion(name, 0, 0, TOWERS))
+    generator = torch.Generator().manual_seed(0)
+    image, text = torch.nn.functional.normalize(torch.randn(2, 80, 8, generator=generator), dim=-1)
+    values = []
+    for criterion in (found, made):
+        torch.manual_seed(0)
+        values.append(float(criterion(image, text, torch.tensor(10.0), torch.tensor(-10.0))))
+    assert values[0] == values[1] and repr(found) == repr(made)
+
+
+def test_of_two_towers_the_models_temperature_and_the_weight_of_all_terms_are_tuned():
+    names = ["clip", "clip + m2", "clip + m3", "clip + cyclip"]
+    grid = {"learning_rate": [1e-3], "temperature": [0.05, 0.2], "weight": [1.0, 4.0]}
+    plain, m2, m3, cyclip = arms_of(names, None, towers(), grid, TOWERS, SIZES)
+    assert plain.points() == cyclip.points() == [{"learning_rate": 1e-3, "temperature": t} for t in (0.05, 0.2)]
+    for arm in (m2, m3):
+        assert len(arm.points()) == 4 and arm.against == ("clip",)
+        model = arm.at(arm.points()[-1])["model"]["init_args"]
+        assert model["temperature"] == 0.2
+        terms = built(model["criterion"]).terms
+        expected = {"m2": 0.04} if arm is m2 else {"m2": 0.04, "v": 0.2, "l": 0.2, "vl": 0.4}
+        assert {name: term.weight for name, term in terms.items()} == pytest.approx(expected)
+        assert terms["m2"].temperature == 0.07  # its own stays
+    own = arms_of(["clip", "clip-same-modality", "clip-same-modality + mochi"], None, towers(), {}, TOWERS, SIZES)
+    assert own[2].against == ("clip", "clip-same-modality")
+
+
+def test_the_grid_of_two_towers_is_around_the_rate_of_the_recipe():
+    found = grid_of(towers(), TOWERS)
+    assert found["learning_rate"] == pytest.approx([1e-2 / 3, 1e-2, 3e-2], rel=0.02) and len(found["temperature"]) > 1
+    silent = towers()
+    del silent["model"]["init_args"]["optimizer"]
+    assert "learning_rate" not in grid_of(silent, TOWERS)
+    assert grid_of(recipe(), LABELS) == GRID
+
+
+def test_a_sigmoid_loss_of_two_towers_gets_the_bias_that_it_needs():
+    written = {"name": "mine", "criterion": of("mixcontrast.MoCHi", loss=of("mixcontrast.SigLipLoss"))}
+    biases = []
+    for plain in (towers(), towers()):
+        if biases:
+            plain["model"]["init_args"]["encoder"]["init_args"]["logit_bias"] = -5.0
+        arms = arms_of(["clip", "siglip + m3", written], None, plain, {}, TOWERS, SIZES)
+        biases.append([arm.recipe["model"]["init_args"]["encoder"]["init_args"].get("logit_bias") for arm in arms])
+    assert biases == [[None, -10.0, -10.0], [-5.0, -5.0, -5.0]]
+
+
+@pytest.mark.parametrize("kind, criteria, grid, message", [
+    (LABELS, ["supcon", "clip + m3"], {}, "MetricLearning needs a criterion of its own. Got 'clip + m3', which is of "
+                                          "ImageText; take one of binomial-deviance, "),
+    (TOWERS, ["clip", "supcon"], {}, "Got 'supcon', which is of MetricLearning and Regression; take one of clip, "),
+    (TOWERS, ["clip", "infonce"], {}, "Got 'infonce', which is of SelfSupervised"),
+    (TOWERS, ["clip", "clip + cyclops"], {}, "There is no criterion 'clip + cyclops'. Did you mean cyclip?"),
+    (TOWERS, ["clip", "siglop"], {}, "There is no criterion 'siglop'. Did you mean siglip?"),
+    (TOWERS, ["clip", {"name": "a", "criterion": of("mixcontrast.Metrix", loss=of("mixcontrast.SupConLoss"))}], {},
+     "ImageText calls its criterion with (image_features, text_features). Got SupConLoss for a, which compares "
+     "examples of one kind; use ClipLoss(), "),
+    (LABELS, ["supcon", {"name": "a", "criterion": of("mixcontrast.GeodesicMixup", loss=of("mixcontrast.ClipLoss"))}],
+     {}, "MetricLearning calls its criterion with (embeddings, labels). Got ClipLoss for a, which compares an image "
+         "and a text tower; use SupConLoss(), "),
+    (TOWERS, ["clip", "siglip"], {"logit_scale": [10, 50]},
+     "Got a grid of logit_scale; write temperature: [0.1, 0.02]."),
+    (TOWERS, ["clip", {"name": "clip + mochi", "grid": {"weight": [1]}}], {}, "Got weight, which clip + mochi has not"),
+])  # fmt: skip
+def test_two_towers_and_labels_are_told_apart(kind, criteria, grid, message):
+    with pytest.raises(ValueError) as raised:
+        arms_of(criteria, None, of_kind(kind), grid, kind, SIZES)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_a_mixed_criterion_is_compared_with_its_own_loss_too():
