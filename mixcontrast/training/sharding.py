@@ -85,8 +85,8 @@ def is_sharded(trainer: lightning.Trainer) -> bool:
 def shard(network: nn.Module, mesh: Any, methods: Sequence[str] = ()) -> None:
     """Leaves each process its share of a network's parameters, which are gathered block by block when they are used.
 
-    A block is a part in a Sequential or ModuleList that has a two-hundredth of the network's parameters or
-    more; the innermost such parts first. What is in none is gathered together with the network. Parameters of one
+    A block is a part in a Sequential or ModuleList that has a two-hundredth of the network's parameters or more; the
+    innermost such parts first. What is in none is gathered together with the network. Parameters of one
     number (a logit_scale) stay whole, and their gradients are averaged.
 
     Args:
@@ -97,8 +97,10 @@ def shard(network: nn.Module, mesh: Any, methods: Sequence[str] = ()) -> None:
     Raises:
         ValueError: adapters (LoRA) of nn.MultiheadAttention, which put other weights into it in each pass.
     """
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
+    if isinstance(network, FSDPModule):  # of a fit before this one
+        return
     for name, part in network.named_modules():
         if name.rpartition(".")[2] == "base_layer" and isinstance(part, nn.MultiheadAttention):
             raise ValueError(

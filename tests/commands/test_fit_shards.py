@@ -184,7 +184,7 @@ def alone() -> Iterator[None]:
 
 @pytest.mark.filterwarnings("ignore")  # Lightning's, as in two processes
 def test_one_process_with_all_shards_trains_as_without(tmp_path: Path, alone: None) -> None:
-    file = str(recipe("metric learning", tmp_path))
+    file = str(recipe("metric learning", tmp_path, model=MODELS["metric learning"]))
     main(["fit", "--config", file, "--out", str(tmp_path / "plain"), CLIPPED])
     fit(["--config", file, "--out", str(tmp_path / "shards"), CLIPPED, SHARDS])
     assert_near_run(tmp_path / "plain", tmp_path / "shards")
