@@ -47,6 +47,11 @@ class GeodesicDraw:
     vl: Tensor | None
 
 
+# (A,) each: what a row (0) or column (1) and its reverse, of a term, give to their mixture; of m2 the anchor and its
+# candidate, where images are the anchors (0) or the candidates (1)
+Shares = dict[tuple[str, int], tuple[Tensor, Tensor]]
+
+
 class GeodesicMixup(Mixer):
     """Adds to an image-text loss the same loss over mixtures on the sphere; all four terms together are m3-Mix.
 
@@ -153,16 +158,15 @@ class GeodesicMixup(Mixer):
 
     def mix(self, pairs: Pairs, draw: GeodesicDraw) -> dict[str, Pairs]:
         """The mixed table of each term, in the direction of `pairs`: its anchors are the images."""
-        return self._mix(pairs, draw, images=0)
+        return self._mix(pairs, draw, self._shares(pairs, draw), images=0)
 
-    def _mix(self, pairs: Pairs, draw: GeodesicDraw, images: int) -> dict[str, Pairs]:
+    def _mix(self, pairs: Pairs, draw: GeodesicDraw, shares: Shares, images: int) -> dict[str, Pairs]:
         """`mix`, of images along dimension 0, the anchors, or 1, the candidates."""
         similarity = self._square(pairs).similarity
         tables = {}
         if draw.m2 is not None:
-            tables["m2"] = self._table(pairs, "m2", *self._m2(pairs, 1 - draw.m2 if images else draw.m2))
-        shares = self._shares(pairs, draw, images)
-        if not shares:
+            tables["m2"] = self._table(pairs, "m2", *self._m2(pairs, *shares["m2", images]))
+        if draw.v is draw.l is draw.vl is None:
             return tables
         target, turned = self._targets(pairs)
         for name, along in (("v", images), ("l", 1 - images)):
@@ -209,17 +213,19 @@ class GeodesicMixup(Mixer):
             return c1 * similarity + c2 * similarity.flip(dim)
         return MixWithReverse.apply(similarity, c1, c2, dim)
 
-    def _m2(self, pairs: Pairs, lam: Tensor) -> tuple[Block, Block]:
-        """(A, A) negatives, anchors against `m(anchor_j, candidate_j)`, j != i; and (A, 1) the plain positives."""
+    def _own(self, pairs: Pairs) -> Tensor:
+        """(A,) the similarity of each pair's image and text, of the whole batch."""
         block = self._square(pairs)
-        anchors, every = pairs.anchors, pairs.every_anchor
         if pairs.tile is None:
-            own = mine = block.similarity.diagonal()
-        else:
-            own = (every * block.candidates).sum(dim=1)
-            mine = own[pairs.tile.rows]
+            return block.similarity.diagonal()
+        return (pairs.every_anchor * block.candidates).sum(dim=1)
+
+    def _m2(self, pairs: Pairs, c1: Tensor, c2: Tensor) -> tuple[Block, Block]:
+        """(A, A) negatives, anchors against `m(anchor_j, candidate_j)`, j != i; and (A, 1) the plain positives."""
+        block, own = self._square(pairs), self._own(pairs)
+        anchors, every = pairs.anchors, pairs.every_anchor
+        mine = own if pairs.tile is None else own[pairs.tile.rows]
         among = similarity_table(anchors, every.detach() if self.detach else every)
-        c1, c2 = self.interpolation.coefficients(lam, own.detach() if self.detach else own)
         mixed = torch.addcmul(c1 * among, c2, self._source(pairs, 1))
         return Block(mixed, 0.0, block.target == 0), Block(mine[:, None], 1.0, 1.0)
 
@@ -302,13 +308,14 @@ class GeodesicMixup(Mixer):
 
     def _terms_of(self, tables: Sequence[Pairs], draw: GeodesicDraw) -> list[Part]:
         """The mixed terms of all directions."""
-        mixed = self.mix(tables[0], draw)
+        shares = self._shares(tables[0], draw)
+        mixed = self._mix(tables[0], draw, shares, images=0)
         parts = self._mixed(mixed)
         for back in tables[1:]:
             if back.tile is not None:
-                parts += self._mixed(self._mix(back, draw, images=1))
+                parts += self._mixed(self._mix(back, draw, self._shares(back, draw, images=1), images=1))
                 continue
-            turned = self._mix(back, changed(draw, v=None, l=None, vl=None), images=1)
+            turned = self._mix(back, changed(draw, v=None, l=None, vl=None), shares, images=1)
             for name, table in mixed.items():
                 if name != "m2":
                     (block,) = table.blocks
@@ -336,7 +343,7 @@ class GeodesicMixup(Mixer):
 
     def _reversed(self, pairs: Pairs, draw: GeodesicDraw) -> list[ReverseMix]:
         """V-, L- and VL-Mix as the loss reads them in its own pass."""
-        shares = self._shares(pairs, draw)
+        shares = self._shares(pairs, changed(draw, m2=None))
         mixtures = []
         for name in ("v", "l", "vl"):
             lam = getattr(draw, name)
@@ -345,21 +352,26 @@ class GeodesicMixup(Mixer):
                 mixtures.append(ReverseMix(rows, columns, lam, self._scale(pairs, name), weight / self._decay()))
         return mixtures
 
-    def _shares(
-        self, pairs: Pairs, draw: GeodesicDraw, images: int = 0
-    ) -> dict[tuple[str, int], tuple[Tensor, Tensor]]:
-        """(A,) each: the shares of a row (0) or column (1) and of its reverse in their mixture, of V, L and VL."""
+    def _shares(self, pairs: Pairs, draw: GeodesicDraw, images: int = 0) -> Shares:
+        """Of all terms at once; `images` as in `_mix`."""
         dims = {"v": (images,), "l": (1 - images,), "vl": (0, 1)}
         wanted = [(name, dim) for name in dims if getattr(draw, name) is not None for dim in dims[name]]
-        if not wanted:
-            return {}
         towers = pairs.every_anchor, self._square(pairs).candidates
         cosines = {dim: self._reverse_cosine(towers[dim]) for dim in (0, 1) if dim in [d for _, d in wanted]}
-        cosine = torch.stack([cosines[dim] for _, dim in wanted])  # (T, A)
+        cosine = [cosines[dim] for _, dim in wanted]
+        if draw.m2 is not None:
+            own = self._own(pairs)
+            wanted, cosine = [*wanted, ("m2", 0)], [*cosine, own.detach() if self.detach else own]
+        if not wanted:
+            return {}
+        cosine = torch.stack(cosine)  # (T, A)
         lam = torch.stack([getattr(draw, name) for name, _ in wanted])[:, None]
         first, second = self.interpolation.coefficients(lam, cosine)
         first, second = (c.expand_as(cosine).unbind() for c in (first, second))  # plain linear mixing has one for all
-        return dict(zip(wanted, zip(first, second, strict=True), strict=True))
+        shares = dict(zip(wanted, zip(first, second, strict=True), strict=True))
+        if draw.m2 is not None:
+            shares["m2", 1] = shares["m2", 0][::-1]  # a text's share first
+        return shares
 
     def _reverse_cosine(self, features: Tensor) -> Tensor:
         """(A,) the cosine of each row with its reverse."""
