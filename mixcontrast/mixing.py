@@ -116,7 +116,10 @@ def sample_beta(
             return u
         return 0.5 - torch.sin(torch.asin(1 - 2 * u) / 3)  # solves 3x^2 - 2x^3 = u
     wide = dict(dtype=torch.float64, device=like.device)
-    concentration = torch.stack([torch.full(shape, alpha, **wide), torch.full(shape, beta, **wide)])
+    if alpha == beta:
+        concentration = torch.full((2, *shape), alpha, **wide)
+    else:
+        concentration = torch.stack([torch.full(shape, alpha, **wide), torch.full(shape, beta, **wide)])
     gamma = torch._standard_gamma(concentration, generator=generator)
     gamma = gamma.clamp(min=torch.finfo(torch.float64).tiny)
     return (gamma[0] / gamma.sum(0)).to(like.dtype)
