@@ -66,8 +66,8 @@ class Diagonal(Rule):
     def cells(self, rows: Tensor | None) -> Tensor:
         size, device = len(self.like), self.like.device
         if rows is None:
-            diagonal = torch.eye(size, dtype=torch.bool, device=device)
-            return diagonal if self.on else ~diagonal
+            table = torch.full((size, size), not self.on, dtype=torch.bool, device=device)
+            return table.fill_diagonal_(self.on)
         table = torch.full((len(rows), size), not self.on, dtype=torch.bool, device=device)
         return table.scatter_(1, rows[:, None], self.on)
 
@@ -192,10 +192,6 @@ def product(first: Cells, second: Cells) -> Cells:
     if isinstance(first, Tensor) and isinstance(second, Tensor):
         if first.dtype == second.dtype == torch.bool:
             return first & second
-        if first.dtype == torch.bool:
-            return torch.where(first, second, 0.0)
-        if second.dtype == torch.bool:
-            return torch.where(second, first, 0.0)
     return first * second
 
 

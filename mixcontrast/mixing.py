@@ -43,12 +43,13 @@ class Linear:
 
     def similarity(self, first: Tensor, second: Tensor, lam: Tensor, cosine: Tensor | None) -> Tensor:
         """Similarity of the mixture to an anchor, from its parents': `c1*first + c2*second`; shapes broadcast."""
-        mixed = torch.addcmul(second, lam, first - second)
+        mixed = torch.lerp(second, first, lam.to(second.dtype))
         return mixed * self._scale(lam, cosine) if self.normalize else mixed
 
     def _scale(self, lam: Tensor, cosine: Tensor) -> Tensor:
-        """One over the length: |v|^2 = lam^2 + (1-lam)^2 + 2*lam*(1-lam)*cosine = 1 - 2*lam*(1-lam)*(1 - cosine)."""
-        squared = 1 - 2 * (lam - lam * lam) * (1 - cosine)
+        """One over the length: |v|^2 = lam^2 + (1-lam)^2 + 2*lam*(1-lam)*cosine = 1 - 2*lam*(1-lam) * (1 - cosine)."""
+        both = torch.addcmul(lam, lam, lam, value=-1)  # lam * (1 - lam)
+        squared = torch.addcmul(torch.rsub(both, 1, alpha=2), both, cosine, value=2)
         return squared.clamp(min=_LEAST_SQUARED_LENGTH).rsqrt()
 
 
@@ -115,7 +116,10 @@ def sample_beta(
             return u
         return 0.5 - torch.sin(torch.asin(1 - 2 * u) / 3)  # solves 3x^2 - 2x^3 = u
     wide = dict(dtype=torch.float64, device=like.device)
-    concentration = torch.stack([torch.full(shape, alpha, **wide), torch.full(shape, beta, **wide)])
+    if alpha == beta:
+        concentration = torch.full((2, *shape), alpha, **wide)
+    else:
+        concentration = torch.stack([torch.full(shape, alpha, **wide), torch.full(shape, beta, **wide)])
     gamma = torch._standard_gamma(concentration, generator=generator)
     gamma = gamma.clamp(min=torch.finfo(torch.float64).tiny)
     return (gamma[0] / gamma.sum(0)).to(like.dtype)

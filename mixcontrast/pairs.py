@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -43,6 +44,8 @@ class Block:
     @property
     def negative(self) -> Cells:
         """`weight * (1 - target)`: how much each cell counts as a negative."""
+        if all(isinstance(x, Tensor) and x.dtype == torch.bool for x in (self.weight, self.target)):
+            return self.weight > self.target  # set in the one, and not in the other
         return product(self.weight, complement(self.target))
 
 
@@ -76,6 +79,9 @@ class Pairs:
             temperature; a number or a 0-dimensional tensor.
         logit_bias: SigLIP's bias, added to the scaled similarity.
         tile: which rows these are, where they are some of a larger table's.
+        paired: each row has a positive, which it was paired with (another view, a text), so that no cell need be read
+            to know it. Who takes positives away (other targets, weights of 0) sets it to False.
+        unit: the anchors were divided by their length, so that each is 1 with itself, and no gradient changes that.
     """
 
     anchors: Tensor
@@ -85,6 +91,8 @@ class Pairs:
     logit_scale: Tensor | float | None = None
     logit_bias: Tensor | float | None = None
     tile: Tile | None = None
+    paired: bool = False
+    unit: bool = False
 
     @property
     def every_anchor(self) -> Tensor:
@@ -168,6 +176,12 @@ class Pairs:
             candidate_labels=self.anchor_labels,
         )
 
+    @property
+    def every_row_has_positive(self) -> bool:
+        """Whether that is known without reading a cell: the rows are paired, or a block is positive throughout."""
+        numbers = (b for b in self.blocks if not isinstance(b.target, Tensor) and not isinstance(b.weight, Tensor))
+        return self.paired or any(b.positive > 0 and b.similarity.shape[1] > 0 for b in numbers)
+
     def has_positive(self) -> Tensor:
         """(A,) bool: whether the row has any positive; rows without are left out of a loss's mean."""
         return self._row_has([block.positive for block in self.blocks])
@@ -177,15 +191,16 @@ class Pairs:
         return self._row_has([block.negative for block in self.blocks])
 
     def _row_has(self, cells: list[Cells]) -> Tensor:
-        has = torch.zeros(self.anchors.shape[0], dtype=torch.bool, device=self.anchors.device)
+        found: list[Tensor] = []
         for cell, block in zip(cells, self.blocks, strict=True):
             if block.similarity.shape[1] == 0:
                 continue  # a block of no columns has neither, and no largest cell
             if isinstance(cell, Tensor):
-                has = has | (cell.any(dim=1) if cell.dtype == torch.bool else cell.amax(dim=1) > 0)
-            else:
-                has = has | (cell > 0)
-        return has
+                found.append(cell.any(dim=1) if cell.dtype == torch.bool else cell.amax(dim=1) > 0)
+            elif cell > 0:
+                return self.anchors.new_ones(len(self.anchors), dtype=torch.bool)
+        none = [] if found else [self.anchors.new_zeros(1, dtype=torch.bool)]
+        return reduce(torch.logical_or, found + none).expand(len(self.anchors))
 
     def __iter__(self) -> Iterator[Block]:
         return iter(self.blocks)
@@ -208,6 +223,8 @@ class Pairs:
             plan.logit_scale,
             plan.logit_bias,
             None if rows is None else Tile(rows, plan.anchors),
+            plan.paired,
+            plan.unit,
         )
 
     @staticmethod

@@ -57,6 +57,8 @@ class Plan:
         logit_scale: likewise.
         logit_bias: likewise.
         back_of: the plan whose first columns these are, transposed.
+        paired: as Pairs'.
+        unit: likewise; so are the candidates.
     """
 
     anchors: Tensor
@@ -66,6 +68,8 @@ class Plan:
     logit_scale: Tensor | float | None = None
     logit_bias: Tensor | float | None = None
     back_of: Plan | None = None
+    paired: bool = False
+    unit: bool = False
 
     def append(self, *columns: Columns) -> Plan:
         """This plan with further columns."""
@@ -158,7 +162,7 @@ class Plan:
             )
         index = torch.arange(len(view1), device=view1.device).repeat(2)
         both = unit(torch.cat([wide(view1), wide(view2)]))  # (2B, D)
-        return _among_themselves(both, Match(index, index))
+        return _among_themselves(both, Match(index, index), paired=True)
 
     @staticmethod
     def from_queue(
@@ -213,7 +217,8 @@ class Plan:
                     f"Got {len(query)} queries and {len(queue)} keys, all of class {labels[0].item()}; "
                     "sample several classes a batch."
                 )
-        return Plan(anchors, (Columns(queue, 0.0, weight, watch=watch), Columns(key, 1.0, 1.0, own=True)))
+        columns = Columns(queue, 0.0, weight, watch=watch), Columns(key, 1.0, 1.0, own=True)
+        return Plan(anchors, columns, unit=True)
 
     @staticmethod
     def from_towers(
@@ -236,7 +241,7 @@ class Plan:
         image = wide(image_features)
         text = wide(text_features).to(image.dtype)
         target = Diagonal(image) if labels is None else match_of_pairs(labels, image_features)
-        to_text = Plan(image, (Columns(text, target, 1.0),), labels, labels, logit_scale, logit_bias)
+        to_text = Plan(image, (Columns(text, target, 1.0),), labels, labels, logit_scale, logit_bias, paired=True)
         return to_text, to_text.transpose()
 
     @staticmethod
@@ -264,7 +269,7 @@ class Plan:
         classes = torch.arange(len(proxies), device=labels.device)
         anchors = unit(embeddings)
         columns = Columns(unit(proxies).to(anchors.dtype), Match(labels, classes), 1.0)
-        return Plan(anchors, (columns,), labels, classes)
+        return Plan(anchors, (columns,), labels, classes, unit=True)
 
     @staticmethod
     def from_values(embeddings: Tensor, values: Tensor, *, normalize: bool = True) -> Plan:
@@ -276,19 +281,24 @@ class Plan:
                 "A batch needs at least two different values, else there is nothing to order. "
                 f"Got {len(values)} values, all {values[0].tolist()}; sample a wider batch."
             )
-        return _among_themselves(
-            unit(embeddings) if normalize else wide(embeddings), Match(values, values), labels=values
-        )
+        anchors = unit(embeddings) if normalize else wide(embeddings)
+        return _among_themselves(anchors, Match(values, values), labels=values, unit=normalize)
 
 
 def _among_themselves(
-    anchors: Tensor, target: Rule, *, labels: Tensor | None = None, weight: Tensor | None = None
+    anchors: Tensor,
+    target: Rule,
+    *,
+    labels: Tensor | None = None,
+    weight: Tensor | None = None,
+    paired: bool = False,
+    unit: bool = True,
 ) -> Plan:
     """A batch against itself, the diagonal left out."""
     others: Rule = Diagonal(anchors, on=False)
     if weight is not None:
         others = Both(Given(weight.detach()), others)
-    return Plan(anchors, (Columns(anchors, target, others),), labels, labels)
+    return Plan(anchors, (Columns(anchors, target, others),), labels, labels, paired=paired, unit=unit)
 
 
 def cut_loose(plans: Sequence[Plan]) -> tuple[tuple[Plan, ...], list[Tensor], list[Tensor]]:

@@ -176,6 +176,18 @@ def test_products_of_rows(anchors: int, count: int, dim: int, dtype: torch.dtype
     assert used == ["_row_dots", "_row_dots"]
 
 
+def test_products_of_rows_that_are_numbered_with_gaps_or_again_and_again() -> None:
+    candidates, vectors = torch.randn(50, 9), torch.randn(30, 9)
+    both = torch.randint(30, (6, 14))
+    for first, second in (
+        (both[:, :7], both[:, 7:]),
+        (both[:, ::2], torch.arange(6)[:, None].expand(6, 7)),
+        (both.mT[:7, :6], torch.arange(6).expand(7, 6)),
+    ):
+        found = base.table_products(candidates, vectors, first, second)
+        torch.testing.assert_close(found, (candidates[first] * vectors[second]).sum(dim=-1))
+
+
 @each_dtype
 @pytest.mark.parametrize("anchors, count, dim", GATHERS)
 def test_reads_of_detached_candidates(anchors: int, count: int, dim: int, dtype: torch.dtype, used) -> None:
@@ -204,8 +216,8 @@ def test_half_rows_are_summed_in_float32(dtype: torch.dtype) -> None:
 def test_nothing_to_gather() -> None:
     from mixcontrast.kernels.gathers import row_dots, weighted_rows
 
-    none = torch.zeros(0, dtype=torch.long)
-    assert row_dots(torch.ones(2, 3), none, torch.ones(2, 3), none).shape == (0,)
+    none = torch.zeros(4, 0, dtype=torch.long)
+    assert row_dots(torch.ones(2, 3), none, torch.ones(2, 3), none).shape == (4, 0)
     assert torch.equal(weighted_rows(torch.ones(2, 3), torch.zeros(4, 0).long(), torch.zeros(4, 0)), torch.zeros(4, 3))
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from mixcontrast import Block, KeyQueue, MultiSimilarityLoss, Pairs, ProxyNCALoss, SupConLoss
+from mixcontrast.similarity import unit
 
 A, D = 6, 4
 LABELS = torch.tensor([0, 0, 1, 1, 1, 2])
@@ -388,3 +389,55 @@ def test_tensors_on_two_devices_are_refused_in_one_line(name):
     with pytest.raises(ValueError, match=r"must be on the (same )?device.* meta.*; (pass|move)") as raised:
         PLACES[name](embed(), torch.device("meta"))
     assert "\n" not in str(raised.value)
+
+
+# ---- what is known without reading a cell
+
+
+def test_rows_that_are_paired_are_known_to_have_a_positive() -> None:
+    x, y = torch.randn(2, 6, 4).unbind()
+    labels = torch.tensor([0, 0, 1, 1, 2, 2])
+    known = [Pairs.from_views(x, y), Pairs.from_queue(x, y, x), *Pairs.from_towers(x, y, 2.0)]
+    known += Pairs.from_towers(x, y, 2.0, labels=labels)
+    for pairs in known:
+        assert pairs.every_row_has_positive and bool((pairs.weight * pairs.target > 0).any(dim=1).all())
+    unknown = [Pairs.from_labels(x, labels), Pairs.from_proxies(x, labels, torch.randn(3, 4))]
+    assert not any(pairs.every_row_has_positive for pairs in unknown)
+
+
+def test_a_block_that_is_positive_throughout_is_known_but_without_columns_it_is_none() -> None:
+    x = torch.randn(3, 4)
+    maybe, sure = Block(torch.zeros(3, 2), torch.zeros(3, 2), 1.0), Block(torch.zeros(3, 1), 0.5, 2.0)
+    assert not Pairs(x, (maybe,)).every_row_has_positive
+    assert Pairs(x, (maybe, sure)).every_row_has_positive and bool(Pairs(x, (maybe, sure)).has_positive().all())
+    empty = Block(torch.zeros(3, 0), 1.0, 1.0)
+    assert not Pairs(x, (maybe, empty)).every_row_has_positive
+    assert not bool(Pairs(x, (maybe, empty)).has_positive().any()) and not bool(Pairs(x, (empty,)).has_positive().any())
+    negative = Block(torch.zeros(3, 1), 0.0, 1.0)
+    assert not Pairs(x, (negative,)).every_row_has_positive and bool(Pairs(x, (negative,)).has_negative().all())
+
+
+def test_gradients_of_unit_rows_are_those_of_autograd() -> None:
+    x = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
+    pull = torch.randn(5, 7, dtype=torch.float64)
+    ours, plain = unit(x), x / x.square().sum(dim=1, keepdim=True).sqrt()
+    torch.testing.assert_close(ours, plain)
+    for wanted, got in zip(*(torch.autograd.grad(u, x, pull) for u in (plain, ours)), strict=True):
+        torch.testing.assert_close(got, wanted)
+    assert torch.autograd.gradcheck(unit, x) and torch.autograd.gradgradcheck(unit, x)
+    none = torch.zeros(1, 3, requires_grad=True)
+    assert bool(torch.autograd.grad(unit(none).sum(), none)[0].isfinite().all())
+
+
+def test_what_is_said_to_be_of_unit_length_is() -> None:
+    x, y, labels = torch.randn(6, 4), torch.randn(6, 4), torch.tensor([0, 0, 1, 1, 2, 2])
+    known = [
+        Pairs.from_labels(x, labels), Pairs.from_targets(x, torch.eye(6)), Pairs.from_views(x, y),
+        Pairs.from_queue(x, y, x), Pairs.from_proxies(x, labels, y), Pairs.from_values(x, labels.float()),
+    ]  # fmt: skip
+    known += [known[4].transpose(), Pairs.of(ProxyNCALoss(3, 4).plans(x, labels)[0])]
+    for pairs in known:
+        assert pairs.unit
+        torch.testing.assert_close(pairs.anchors.norm(dim=1), torch.ones(len(pairs.anchors)))
+    unknown = [Pairs.from_values(x, labels.float(), normalize=False), *Pairs.from_towers(x, y, 2.0)]
+    assert not any(pairs.unit for pairs in unknown)

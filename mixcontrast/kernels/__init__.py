@@ -46,7 +46,7 @@ def _works(device: torch.device) -> bool:
     try:
         from mixcontrast.kernels.gathers import row_dots
 
-        one, place = torch.ones(1, 1, device=device), torch.zeros(1, dtype=torch.long, device=device)
+        one, place = torch.ones(1, 1, device=device), torch.zeros(1, 1, dtype=torch.long, device=device)
         row_dots(one, place, one, place)
     except ImportError:
         return False

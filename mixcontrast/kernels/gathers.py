@@ -24,23 +24,22 @@ def row_dots(left_rows: Tensor, left: Tensor, right_rows: Tensor, right: Tensor)
 
     Args:
         left_rows: (L, D).
-        left: (N,) int64.
+        left: (A, M) int64; of any strides, as `right`.
         right_rows: (R, D).
-        right: (N,) int64.
+        right: (A, M) int64.
 
     Returns:
-        (N,) of the dtype of `left_rows`.
+        (A, M) of the dtype of `left_rows`.
     """
-    left, right = left.contiguous(), right.contiguous()
-    out = left_rows.new_empty(len(left))
-    if not len(left):
+    out = left_rows.new_empty(left.shape)
+    if not out.numel():
         return out
     width = _width(left_rows)
     height = _height(left_rows, width)
     with on(out.device):
-        _row_dots[(triton.cdiv(len(left), height),)](
-            left_rows, right_rows, left, right, out, len(left), left_rows.shape[1],
-            *left_rows.stride(), *right_rows.stride(),
+        _row_dots[(triton.cdiv(out.numel(), height),)](
+            left_rows, right_rows, left, right, out, out.numel(), left.shape[1], left_rows.shape[1],
+            *left.stride(), *right.stride(), *left_rows.stride(), *right_rows.stride(),
             SUMS=_sums(left_rows), HEIGHT=height, WIDTH=width, num_warps=_WARPS,
         )  # fmt: skip
     return out
@@ -94,15 +93,18 @@ def _sums(rows: Tensor) -> tl.dtype:
     return tl.float64 if rows.dtype == torch.float64 else tl.float32
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit(do_not_specialize=["count", "across"])
 def _row_dots(
-    left_rows, right_rows, left, right, out, count, dim, left_row, left_number, right_row, right_number,
+    left_rows, right_rows, left, right, out, count, across, dim,
+    left_down, left_across, right_down, right_across, left_row, left_number, right_row, right_number,
     SUMS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     pairs = tl.program_id(0).to(tl.int64) * HEIGHT + tl.arange(0, HEIGHT)
     there = pairs < count
-    of_left = tl.load(left + pairs, mask=there, other=0).to(tl.int64) * left_row  # a table may pass 2^31 numbers
-    of_right = tl.load(right + pairs, mask=there, other=0).to(tl.int64) * right_row
+    down, over = pairs // across, pairs % across
+    left_at, right_at = down * left_down + over * left_across, down * right_down + over * right_across
+    of_left = tl.load(left + left_at, mask=there, other=0).to(tl.int64) * left_row  # a table may pass 2^31 numbers
+    of_right = tl.load(right + right_at, mask=there, other=0).to(tl.int64) * right_row
     total = tl.zeros((HEIGHT, WIDTH), SUMS)
     for start in range(0, dim, WIDTH):
         numbers = start + tl.arange(0, WIDTH)

@@ -45,16 +45,22 @@ class FusedLogSumExp(torch.autograd.Function):
         ctx.weights, ctx.marks = weights, marks
         ctx.save_for_backward(scale, every, *similarities)
         ctx.mark_non_differentiable(count)
+        ctx.set_materialize_grads(False)
         return every, near, count
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, of_every: Tensor, of_near: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx, of_every: Tensor | None, of_near: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         scale, every, *similarities = ctx.saved_tensors
-        of_every, of_near = of_every.contiguous(), of_near.contiguous()
+        if of_every is None and of_near is None:
+            return (None,) * len(ctx.needs_input_grad)
+        marks = ctx.marks
+        if of_near is None:  # nobody reads the marked totals
+            of_near, marks = of_every, [0.0] * len(marks)
+        of_every = torch.zeros_like(of_near) if of_every is None else of_every
         of_scale = torch.zeros_like(scale) if ctx.needs_input_grad[0] else None
         of_blocks: list[Tensor | None] = []
-        for place, (similarity, weight, mark) in enumerate(zip(similarities, ctx.weights, ctx.marks, strict=True)):
+        for place, (similarity, weight, mark) in enumerate(zip(similarities, ctx.weights, marks, strict=True)):
             wanted = ctx.needs_input_grad[3 + place]
             table, moved = None, None
             if wanted or of_scale is not None:
@@ -135,6 +141,7 @@ class _Block:
                     self.similarity, self.weight, self.mark, scale, every, of_every, of_near, table, moved,
                     *self.similarity.shape, self.steps * self.wide,
                     *self.similarity.stride(), *self.weight.stride(), *self.mark.stride(), *table.stride(),
+                    *of_every.stride(), *of_near.stride(),
                     WEIGHING=self.weighing, MARKING=self.marking, OF_TABLE=wanted, OF_SCALE=of_scale,
                     TALL=self.tall, WIDE=self.wide, num_warps=_WARPS,
                 )  # fmt: skip
@@ -251,6 +258,7 @@ def _join(
 def _row_gradients(
     similarity, weight, mark, scale, every, of_every, of_near, table, moved, rows, columns, reach,
     similarity_row, similarity_column, weight_row, weight_column, mark_row, mark_column, table_row, table_column,
+    of_every_row, of_near_row,
     WEIGHING: tl.constexpr, MARKING: tl.constexpr, OF_TABLE: tl.constexpr, OF_SCALE: tl.constexpr,
     TALL: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
@@ -261,8 +269,8 @@ def _row_gradients(
     kind = similarity.dtype.element_ty
     whole = tl.load(every + row, mask=inside, other=0.0)
     whole = tl.where(whole == float("-inf"), 0.0, whole)
-    pull = tl.load(of_every + row, mask=inside, other=0.0)
-    near_pull = tl.load(of_near + row, mask=inside, other=0.0)
+    pull = tl.load(of_every + row * of_every_row, mask=inside, other=0.0)
+    near_pull = tl.load(of_near + row * of_near_row, mask=inside, other=0.0)
     of_scale = tl.zeros((TALL, WIDE), kind)
     for start in range(0, reach, WIDE):
         column = part * reach + start + tl.arange(0, WIDE)

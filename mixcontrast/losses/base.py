@@ -53,7 +53,16 @@ def value_of(parts: Sequence[Part]) -> Tensor:
     Raises:
         ValueError: on a CPU, a part is left without rows.
     """
-    return sum(part.weight * (part.total / divisor_of(part)) for part in parts)
+    first, *others = (_value_of(part) for part in parts)
+    return sum(others, first)
+
+
+def _value_of(part: Part) -> Tensor:
+    """Weight and count in one division where both are numbers: on a GPU each operation is a launch."""
+    by = divisor_of(part)
+    if not isinstance(by, Tensor) and part.weight:
+        return part.total / (by / part.weight)
+    return part.total / by if part.weight == 1 else part.weight * (part.total / by)
 
 
 def divisor_of(part: Part) -> Tensor | float:
@@ -117,16 +126,18 @@ class Loss(nn.Module, ABC):
     def rows(self, pairs: Pairs) -> Tensor:
         """(A,) the loss of each anchor; what rows without a positive hold is not read."""
 
-    def kept(self, pairs: Pairs) -> Tensor:
-        """(A,) bool: the rows that enter the mean."""
-        return pairs.has_positive()
+    def kept(self, pairs: Pairs) -> Tensor | None:
+        """(A,) bool: the rows that enter the mean; None: all, known without reading a cell."""
+        return None if pairs.every_row_has_positive else pairs.has_positive()
 
     def parts(self, pairs: Pairs) -> list[Part]:
         """The mean over the kept rows of a table, as its total and its count; or several such terms."""
         kept = self.kept(pairs)
-        return [self.part(torch.where(kept, self.rows(pairs), 0.0).sum(), kept.sum(), pairs)]
+        return [self.part(sum_of(self.rows(pairs), kept), number_of(kept, pairs), pairs)]
 
-    def part(self, total: Tensor, count: Tensor, pairs: Pairs, *, kept: Tensor | None = None) -> Part:
+    def part(
+        self, total: Tensor, count: Tensor | float, pairs: Pairs, *, kept: Tensor | float | None = None
+    ) -> Part:
         """A term of a table; `kept` where it is not the count."""
         return Part(total, count, count if kept is None else kept, name=type(self).__name__, shape=pairs.shape)
 
@@ -134,16 +145,16 @@ class Loss(nn.Module, ABC):
         """The parts of the tables of a batch, or of a tile of each."""
         return [part.times(1 / len(tables)) for pairs in tables for part in self.parts(pairs)]
 
-    def counts(self, pairs: Pairs) -> list[tuple[Tensor, Tensor]] | None:
+    def counts(self, pairs: Pairs) -> list[tuple[Tensor | float, Tensor | float]] | None:
         """`count` and `kept` of each part, from targets and weights alone; None where they need the similarities.
 
         Args:
             pairs: a table, or a tile of one, whose similarities are not there.
         """
-        kept = self.kept(pairs).sum()
+        kept = number_of(self.kept(pairs), pairs)
         return [(kept, kept)]
 
-    def counts_of(self, tables: Sequence[Pairs]) -> list[tuple[Tensor, Tensor]] | None:
+    def counts_of(self, tables: Sequence[Pairs]) -> list[tuple[Tensor | float, Tensor | float]] | None:
         """`counts` for `parts_of`."""
         found = [self.counts(pairs) for pairs in tables]
         return None if any(counts is None for counts in found) else [count for counts in found for count in counts]
@@ -186,6 +197,16 @@ class Loss(nn.Module, ABC):
         """The mean over the tables of a batch; arguments are those of `tables`, `labels` by place or by name."""
         inputs = self.in_place(*inputs, labels=labels)
         return self.answer(self.reduce_tables(self.tables(*inputs)), *inputs)
+
+
+def sum_of(rows: Tensor, kept: Tensor | None) -> Tensor:
+    """0-dimensional: the sum of the rows that are kept; None: of all."""
+    return rows.sum() if kept is None else torch.where(kept, rows, 0.0).sum()
+
+
+def number_of(kept: Tensor | None, pairs: Pairs) -> Tensor | float:
+    """How many rows are kept; None: all."""
+    return float(len(pairs.anchors)) if kept is None else kept.sum()
 
 
 def positive_number(**numbers: float) -> None:

@@ -88,6 +88,7 @@ class HardNegativeLoss(Loss):
         similarities, weights = negatives(pairs)
         count = weighted_sum(similarities, weights, torch.ones_like)[1]  # (A,) N
         hard = log_sum_exp(similarities, weights, (1 + self.beta) * scale)
+        count = count.to(hard.dtype) if isinstance(count, Tensor) else torch.full_like(hard, count)
         if self.beta:
             hard = hard - log_sum_exp(similarities, weights, self.beta * scale) + _log(count)
         none = count == 0

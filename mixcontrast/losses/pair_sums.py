@@ -70,16 +70,16 @@ class ContrastiveLoss(Loss):
     def plans(self, embeddings: Tensor, labels: Tensor) -> tuple[Plan]:
         return (Plan.from_labels(embeddings, labels),)
 
-    def kept(self, pairs: Pairs) -> Tensor:
+    def kept(self, pairs: Pairs) -> Tensor | None:
         """The rows with a positive; over all pairs of the batch, also those with negatives alone."""
-        return pairs.has_positive() if self.per_anchor else pairs.has_positive() | pairs.has_negative()
+        return super().kept(pairs) if self.per_anchor else pairs.has_positive() | pairs.has_negative()
 
     def rows(self, pairs: Pairs) -> Tensor:
-        both = self._totals(pairs)
+        pull, push = self._totals(pairs)
         if self.per_anchor:
-            return sum(mean_or_zero(*totals) for totals in both)
+            return mean_or_zero(*pull) + mean_or_zero(*push)
         kept = self.kept(pairs)
-        return sum(shares_of_mean(*totals, kept) for totals in both)
+        return shares_of_mean(*pull, kept) + shares_of_mean(*push, kept)
 
     def parts(self, pairs: Pairs) -> list[Part]:
         if self.per_anchor:
@@ -89,10 +89,10 @@ class ContrastiveLoss(Loss):
         summed = [[torch.where(kept, rows, 0.0).sum() for rows in totals] for totals in self._totals(pairs)]
         return [self.part(total, count, pairs, kept=number) for total, count in summed]
 
-    def counts(self, pairs: Pairs) -> list[tuple[Tensor, Tensor]] | None:
+    def counts(self, pairs: Pairs) -> list[tuple[Tensor | float, Tensor | float]] | None:
         return super().counts(pairs) if self.per_anchor else None
 
-    def _totals(self, pairs: Pairs) -> list[tuple[Tensor, Tensor]]:
+    def _totals(self, pairs: Pairs) -> list[tuple[Tensor, Cells]]:
         """(A,) sum and count of each row's positives, and of its negatives."""
         if self.euclidean:
             pull = self._total(*positives(pairs), lambda s: F.relu(unit_distance(s) - self.positive_margin))
@@ -104,7 +104,7 @@ class ContrastiveLoss(Loss):
 
     def _total(
         self, similarities: list[Tensor], weights: list[Cells], of: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Cells]:
         total, count = weighted_sum(similarities, weights, of)
         if self.only_violated:
             count, _ = weighted_sum(similarities, weights, lambda s: (of(s) > 0).to(s.dtype))

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mixcontrast import kernels
-from mixcontrast.cells import Cells
+from mixcontrast.cells import Cells, product
 
+_LEAST = 1e-30  # of what an average is divided by: its inverse is finite, so that times a weight of 0 it is 0
 _CHUNK = 1 << 18  # cells of a CPU's pass over a large block: one megabyte of float32 stays in its cache
 
 
@@ -123,17 +124,24 @@ class _LogSumExp(torch.autograd.Function):
         ctx.weights, ctx.marks = weights, marks
         ctx.save_for_backward(scale, every, *similarities)
         ctx.mark_non_differentiable(count)
+        ctx.set_materialize_grads(False)
         return every, near, count
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, of_every: Tensor, of_near: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx, of_every: Tensor | None, of_near: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         scale, every, *similarities = ctx.saved_tensors
+        if of_every is None and of_near is None:
+            return (None,) * len(ctx.needs_input_grad)
+        marks = ctx.marks
+        if of_near is None:  # nobody reads the marked totals
+            of_near, marks = of_every, [0.0] * len(marks)
+        of_every = torch.zeros_like(of_near) if of_every is None else of_every
         every = torch.where(every == -torch.inf, 0.0, every)[:, None]
         of_every, of_near = of_every[:, None], of_near[:, None]
         of_scale = torch.zeros_like(scale) if ctx.needs_input_grad[0] else None
         of_blocks: list[Tensor | None] = []
-        for block, (similarity, weight, mark) in enumerate(zip(similarities, ctx.weights, ctx.marks, strict=True)):
+        for block, (similarity, weight, mark) in enumerate(zip(similarities, ctx.weights, marks, strict=True)):
             wanted = ctx.needs_input_grad[3 + block]
             if not wanted and of_scale is None:
                 of_blocks.append(None)
@@ -165,58 +173,66 @@ def _part(weight: Cells, rows: slice) -> Cells:
 
 def weighted_sum(
     similarities: Sequence[Tensor], weights: Sequence[Cells], of: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """`sum_x w_x * of(s_x)` and `sum_x w_x` over the columns of all blocks; (A,) each.
+) -> tuple[Tensor, Cells]:
+    """`sum_x w_x * of(s_x)` and `sum_x w_x` over the columns of all blocks.
 
     Cells of weight 0 are left out, so that `of` may be infinite there.
+
+    Returns:
+        (A,) each; the second a number where it is the same of all rows, known without reading a cell.
     """
-    total = similarities[0].new_zeros(similarities[0].shape[0])
-    count = total
+    totals, counts = [], []
     for similarity, weight in zip(similarities, weights, strict=True):
         if isinstance(weight, Tensor):
             values = of(similarity)
             if weight.dtype == torch.bool:
-                total = total + torch.where(weight, values, 0.0).sum(dim=1)
-                count = count + weight.expand_as(values).sum(dim=1)
+                totals.append(torch.where(weight, values, 0.0).sum(dim=1))
+                counts.append(weight.expand_as(values).sum(dim=1))
             else:
                 weight = weight.to(values.dtype).expand_as(values)
-                total = total + (torch.where(weight > 0, values, 0.0) * weight).sum(dim=1)
-                count = count + weight.sum(dim=1)
+                totals.append((torch.where(weight > 0, values, 0.0) * weight).sum(dim=1))
+                counts.append(weight.sum(dim=1))
         elif weight > 0:
-            total = total + weight * of(similarity).sum(dim=1)
-            count = count + weight * similarity.shape[1]
-    return total, count
+            totals.append(product(weight, of(similarity).sum(dim=1)))
+            counts.append(weight * similarity.shape[1])
+    return _added(totals, similarities[0]), sum(counts[1:], counts[0]) if counts else 0.0
 
 
-def weighted_total(similarities: Sequence[Tensor], weights: Sequence[Cells]) -> tuple[Tensor, Tensor]:
-    """`sum_x w_x * s_x` and `sum_x w_x` over the columns of all blocks; (A,) each. Similarities must be finite."""
-    total = similarities[0].new_zeros(similarities[0].shape[0])
-    count = total
+def weighted_total(similarities: Sequence[Tensor], weights: Sequence[Cells]) -> tuple[Tensor, Cells]:
+    """As `weighted_sum` of the similarities themselves, which must be finite."""
+    totals, counts = [], []
     for similarity, weight in zip(similarities, weights, strict=True):
         if isinstance(weight, Tensor):
             weight = weight.to(similarity.dtype)
             with torch.autocast(similarity.device.type, enabled=False):  # whose product would be half
-                total = total + torch.linalg.vecdot(similarity, weight.expand_as(similarity))
-            count = count + weight.expand_as(similarity).sum(dim=1)
+                totals.append(torch.linalg.vecdot(similarity, weight.expand_as(similarity)))
+            counts.append(weight.expand_as(similarity).sum(dim=1))
         elif weight > 0:
-            total = total + weight * similarity.sum(dim=1)
-            count = count + weight * similarity.shape[1]
-    return total, count
+            totals.append(product(weight, similarity.sum(dim=1)))
+            counts.append(weight * similarity.shape[1])
+    return _added(totals, similarities[0]), sum(counts[1:], counts[0]) if counts else 0.0
 
 
-def mean_or_zero(total: Tensor, count: Tensor) -> Tensor:
+def _added(totals: list[Tensor], like: Tensor) -> Tensor:
+    return sum(totals[1:], totals[0]) if totals else like.new_zeros(like.shape[0])
+
+
+def mean_or_zero(total: Tensor, count: Cells) -> Tensor:
     """(A,) `total / count`, 0 with gradient 0 where there is nothing to average."""
-    return total / torch.where(count > 0, count, 1.0)
+    if not isinstance(count, Tensor):
+        return total if count in (0, 1) else total / count
+    return total / count.clamp(min=_LEAST)
 
 
-def shares_of_mean(total: Tensor, count: Tensor, kept: Tensor) -> Tensor:
+def shares_of_mean(total: Tensor, count: Cells, kept: Tensor | None) -> Tensor:
     """(A,) numbers whose mean over the kept rows is `total.sum() / count.sum()`; 0 where there is nothing to average.
 
     Args:
         total: (A,) each row's sum, 0 in rows that are not kept.
         count: (A,) how much went into it, likewise.
-        kept: (A,) bool.
+        kept: (A,) bool; None: all.
     """
+    kept = torch.ones_like(total, dtype=torch.bool) if kept is None else kept
     every = torch.where(kept, count, 0).sum()
     return total * (kept.sum() / torch.where(every > 0, every, 1))
 

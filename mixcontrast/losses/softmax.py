@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixcontrast.losses.base import Loss, Part, positive_number
+from mixcontrast.cells import Cells
+from mixcontrast.losses.base import Loss, Part, number_of, positive_number, sum_of
 from mixcontrast.losses.rowsums import (
     log_sum_exp,
     log_sum_exp_and_total,
@@ -103,14 +104,15 @@ class SupConLoss(Loss):
         if self.per_anchor:
             return super().parts(pairs)
         kept = self.kept(pairs)
-        total, count = (torch.where(kept, rows, 0.0).sum() for rows in self._totals(pairs))
-        return [self.part(total, count, pairs, kept=kept.sum())]
+        total, count = self._totals(pairs)
+        return [self.part(sum_of(total, kept), _all_of(count, kept, pairs), pairs, kept=number_of(kept, pairs))]
 
-    def counts(self, pairs: Pairs) -> list[tuple[Tensor, Tensor]]:
-        ((kept, _),) = super().counts(pairs)
-        return [(kept if self.per_anchor else weighted_total(*positives(pairs))[1].sum(), kept)]
+    def counts(self, pairs: Pairs) -> list[tuple[Tensor | float, Tensor | float]]:
+        kept = self.kept(pairs)
+        number = number_of(kept, pairs)
+        return [(number if self.per_anchor else _all_of(weighted_total(*positives(pairs))[1], kept, pairs), number)]
 
-    def _totals(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    def _totals(self, pairs: Pairs) -> tuple[Tensor, Cells]:
         """(A,) each: the sum over a row's positives, and how much they count."""
         scale = _scale(pairs, self.temperature)
         if not self.positives_in_denominator:
@@ -147,8 +149,8 @@ class RankNContrastLoss(Loss):
     def plans(self, embeddings: Tensor, values: Tensor) -> tuple[Plan]:
         return (Plan.from_values(embeddings, values, normalize=self.normalize),)
 
-    def kept(self, pairs: Pairs) -> Tensor:
-        return torch.ones(len(pairs.anchors), dtype=torch.bool, device=pairs.anchors.device)
+    def kept(self, pairs: Pairs) -> None:
+        """Every row."""
 
     def rows(self, pairs: Pairs) -> Tensor:
         (block,) = pairs.blocks
@@ -184,20 +186,30 @@ def cross_entropy_rows(pairs: Pairs, scale: Tensor | float) -> Tensor:
     every, near, count = log_sum_exp_and_total(
         [b.similarity for b in pairs], [b.weight for b in pairs], [b.positive for b in pairs], scale
     )
-    return torch.where(torch.isfinite(every), every, 0.0) - scale * mean_or_zero(near, count)
+    return _or_zero(every, pairs) - scale * mean_or_zero(near, count)
 
 
 def cross_entropy_to_even_rows(pairs: Pairs, scale: Tensor | float) -> Tensor:
     """(A,) `log sum_all w e^(scale s) - scale * mean_all s`, to a target that is even over the columns that count."""
     similarities, weights = [b.similarity for b in pairs], [b.weight for b in pairs]
     every, total, count = log_sum_exp_and_total(similarities, weights, weights, scale)
-    return torch.where(torch.isfinite(every), every, 0.0) - scale * mean_or_zero(total, count)
+    return _or_zero(every, pairs) - scale * mean_or_zero(total, count)
 
 
-def _each_positive_against_negatives(pairs: Pairs, scale: Tensor | float) -> tuple[Tensor, Tensor]:
+def _or_zero(every: Tensor, pairs: Pairs) -> Tensor:
+    """(A,) a log-sum-exp over all columns that count; 0 where none does."""
+    return every if pairs.every_row_has_positive else torch.where(every == -torch.inf, 0.0, every)
+
+
+def _each_positive_against_negatives(pairs: Pairs, scale: Tensor | float) -> tuple[Tensor, Cells]:
     """(A,) `sum_positives w log(1 + sum_negatives e^(scale (s - s+)))`, and (A,) their weights."""
     push = log_sum_exp(*negatives(pairs), scale)  # (A,)
     return weighted_sum(*positives(pairs), lambda s: F.softplus(push[:, None] - s * scale))
+
+
+def _all_of(count: Cells, kept: Tensor | None, pairs: Pairs) -> Tensor | float:
+    """How much the positives of all kept rows count."""
+    return sum_of(count, kept) if isinstance(count, Tensor) else count * number_of(kept, pairs)
 
 
 def _scale(pairs: Pairs, temperature: float) -> Tensor | float:

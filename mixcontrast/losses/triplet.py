@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mixcontrast.losses.base import Loss, Part, positive_number
+from mixcontrast.losses.base import Loss, Part, number_of, positive_number, sum_of
 from mixcontrast.losses.pair_sums import unit_distance
 from mixcontrast.losses.rowsums import shares_of_mean
 from mixcontrast.pairs import Pairs
@@ -65,10 +65,10 @@ class TripletLoss(Loss):
         if self.per_anchor:
             return super().parts(pairs)
         kept = self.kept(pairs)
-        total, triplets = (torch.where(kept, rows, 0).sum() for rows in self._totals(pairs))
-        return [self.part(total, triplets, pairs, kept=kept.sum())]
+        total, triplets = (sum_of(rows, kept) for rows in self._totals(pairs))
+        return [self.part(total, triplets, pairs, kept=number_of(kept, pairs))]
 
-    def counts(self, pairs: Pairs) -> list[tuple[Tensor, Tensor]] | None:
+    def counts(self, pairs: Pairs) -> list[tuple[Tensor | float, Tensor | float]] | None:
         return super().counts(pairs) if self.per_anchor else None
 
     def _totals(self, pairs: Pairs) -> tuple[Tensor, Tensor]:

@@ -179,8 +179,14 @@ def source(pairs: Pairs, block: Block, detach: bool) -> Tensor:
     return anchor_side(block.similarity, pairs.anchors, block.candidates) if detach else block.similarity
 
 
-def self_similarity(anchors: Tensor, detach: bool) -> Tensor:
-    """(A, 1) each anchor's product with itself: 1 for unit vectors, with the gradient a mixture of it needs."""
+def self_similarity(pairs: Pairs, detach: bool) -> Tensor:
+    """(A, 1) each anchor's product with itself, with the gradient a mixture of it needs.
+
+    That lies along the anchor, so what divided the anchor by its length stops it: then the product is 1, without.
+    """
+    anchors = pairs.anchors
+    if pairs.unit:
+        return anchors.new_ones(1, 1).expand(len(anchors), 1)
     return (anchors * (anchors.detach() if detach else anchors)).sum(dim=1, keepdim=True)
 
 
@@ -239,11 +245,11 @@ class _RowProducts(torch.autograd.Function):
     @staticmethod
     def forward(ctx, candidates: Tensor, first: Tensor, second: Tensor) -> Tensor:
         ctx.save_for_backward(candidates, first, second)
-        left, right = first.reshape(-1), second.reshape(-1)
         if kernels.fused(candidates, half=True):
             from mixcontrast.kernels.gathers import row_dots
 
-            return row_dots(candidates, left, candidates, right).view(first.shape)
+            return row_dots(candidates, first, candidates, second)
+        left, right = first.reshape(-1), second.reshape(-1)
         products = candidates.new_empty(left.shape)
         step = _pairs_at_once(candidates)
         both = torch.stack([left, right], dim=1)  # (A * M, 2)
@@ -277,11 +283,11 @@ class _TableProducts(torch.autograd.Function):
     @staticmethod
     def forward(ctx, candidates: Tensor, vectors: Tensor, first: Tensor, second: Tensor) -> Tensor:
         ctx.save_for_backward(candidates, vectors, first, second)
-        left, right = first.reshape(-1), second.reshape(-1)
         if kernels.fused(candidates, vectors, half=True):
             from mixcontrast.kernels.gathers import row_dots
 
-            return row_dots(candidates, left, vectors, right).view(first.shape)
+            return row_dots(candidates, first, vectors, second)
+        left, right = first.reshape(-1), second.reshape(-1)
         products = candidates.new_empty(left.shape)
         step = _pairs_at_once(candidates)
         for start in range(0, len(left), step):

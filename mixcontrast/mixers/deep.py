@@ -173,14 +173,15 @@ class DeepMetrix(nn.Module):
         candidates = only_real_block("DeepMetrix", pairs).candidates
         rows, columns, target, weight = self._cells(pairs, candidates, labels, mixed, draw)
         block = Block(similarity_table(rows, columns), target, weight, columns)
-        return changed(pairs, anchors=rows, blocks=(block,), **_labels_that_stay(pairs, candidates, rows, columns))
+        labels_that_stay = _labels_that_stay(pairs, candidates, rows, columns)
+        return changed(pairs, anchors=rows, blocks=(block,), paired=False, **labels_that_stay)
 
     def plan(self, plan: Plan, labels: Tensor, mixed: Tensor, draw: DeepDraw) -> Plan:
         """The same before its cells are made; `plan` is that of the batch's table."""
         rows, columns, target, weight = self._cells(plan, plan.columns[0].candidates, labels, mixed, draw)
         of_mixed = Columns(columns, Given(target), Given(weight))
         labels_that_stay = _labels_that_stay(plan, plan.columns[0].candidates, rows, columns)
-        return changed(plan, anchors=rows, columns=(of_mixed,), back_of=None, **labels_that_stay)
+        return changed(plan, anchors=rows, columns=(of_mixed,), back_of=None, paired=False, **labels_that_stay)
 
     def _cells(
         self, of: Pairs | Plan, candidates: Tensor, labels: Tensor, mixed: Tensor, draw: DeepDraw
@@ -267,7 +268,7 @@ class MixedTable(Loss):
     def rows(self, pairs: Pairs) -> Tensor:
         return self.loss.rows(pairs)
 
-    def kept(self, pairs: Pairs) -> Tensor:
+    def kept(self, pairs: Pairs) -> Tensor | None:
         return self.loss.kept(pairs)
 
     def parts(self, pairs: Pairs) -> list[Part]:

@@ -47,6 +47,11 @@ class GeodesicDraw:
     vl: Tensor | None
 
 
+# (A,) each: what a row (0) or column (1) and its reverse, of a term, give to their mixture; of m2 the anchor and its
+# candidate, where images are the anchors (0) or the candidates (1)
+Shares = dict[tuple[str, int], tuple[Tensor, Tensor]]
+
+
 class GeodesicMixup(Mixer):
     """Adds to an image-text loss the same loss over mixtures on the sphere; all four terms together are m3-Mix.
 
@@ -153,23 +158,28 @@ class GeodesicMixup(Mixer):
 
     def mix(self, pairs: Pairs, draw: GeodesicDraw) -> dict[str, Pairs]:
         """The mixed table of each term, in the direction of `pairs`: its anchors are the images."""
-        return self._mix(pairs, draw, images=0)
+        return self._mix(pairs, draw, self._shares(pairs, draw), images=0)
 
-    def _mix(self, pairs: Pairs, draw: GeodesicDraw, images: int) -> dict[str, Pairs]:
+    def _mix(self, pairs: Pairs, draw: GeodesicDraw, shares: Shares, images: int) -> dict[str, Pairs]:
         """`mix`, of images along dimension 0, the anchors, or 1, the candidates."""
         similarity = self._square(pairs).similarity
         tables = {}
         if draw.m2 is not None:
-            tables["m2"] = self._table(pairs, "m2", *self._m2(pairs, 1 - draw.m2 if images else draw.m2))
+            tables["m2"] = self._table(pairs, "m2", *self._m2(pairs, *shares["m2", images]))
+        if draw.v is draw.l is draw.vl is None:
+            return tables
+        target, turned = self._targets(pairs)
         for name, along in (("v", images), ("l", 1 - images)):
             lam = getattr(draw, name)
             if lam is not None:
-                mixed = self._mixed_along(along, self._source(pairs, along), pairs, lam)
-                tables[name] = self._two_hot(pairs, name, mixed, self._target(pairs, lam, along))
+                mixed = self._mixed_along(along, self._source(pairs, along), pairs, *shares[name, along])
+                tables[name] = self._two_hot(pairs, name, mixed, torch.lerp(turned[along], target, lam))
         if draw.vl is not None:
-            mixed = self._mixed_along(0, similarity, pairs, draw.vl)
-            mixed = self._mixed_along(1, mixed, pairs, draw.vl)
-            tables["vl"] = self._two_hot(pairs, "vl", mixed, self._target(pairs, draw.vl))
+            mixed = self._mixed_along(0, similarity, pairs, *shares["vl", 0])
+            mixed = self._mixed_along(1, mixed, pairs, *shares["vl", 1])
+            # of what a mixture shares with another, half each way
+            both = turned[0] if turned[0] is turned[1] else (turned[0] + turned[1]) / 2
+            tables["vl"] = self._two_hot(pairs, "vl", mixed, torch.lerp(both, target, draw.vl))
         return tables
 
     def _table(self, pairs: Pairs, name: str, *blocks: Block) -> Pairs:
@@ -178,23 +188,12 @@ class GeodesicMixup(Mixer):
     def _two_hot(self, pairs: Pairs, name: str, mixed: Tensor, target: Tensor) -> Pairs:
         return self._table(pairs, name, Block(mixed, target, 1.0))
 
-    def _target(self, pairs: Pairs, lam: Tensor, along: int | None = None) -> Tensor:
-        """(A, A) targets: `lam` at (i, i) and `1 - lam` at (i, r(i)), 1 where both are one cell.
-
-        Of several positives an image or text, mixed as their pairs are: along a dimension, or along both.
-        """
+    def _targets(self, pairs: Pairs) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """(A, A) the batch's targets, and those of its reverse: in rows, and in columns."""
         block = self._square(pairs)
-        if pairs.anchor_labels is not None:
-            target = block.target.to(lam.dtype)
-            if along is None:  # of what a mixture shares with another, half each way
-                return lam * target + (1 - lam) * (target.flip(0) + target.flip(1)) / 2
-            return lam * target + (1 - lam) * target.flip(along)
-        rows = torch.arange(len(pairs.anchors), device=pairs.anchors.device)
-        columns = rows if pairs.tile is None else pairs.tile.rows
-        target = torch.zeros_like(block.similarity)
-        target[rows, len(pairs.every_anchor) - 1 - columns] = 1 - lam
-        target[rows, columns] += lam  # both are one cell where i = r(i)
-        return target
+        target = block.target.to(block.similarity.dtype)
+        rows = target.flip(0)  # a tile has with each row its reverse, so it is turned in itself
+        return target, (rows, rows if pairs.anchor_labels is None else target.flip(1))
 
     def _source(self, pairs: Pairs, along: int) -> Tensor:
         """(A, A) similarities whose rows (0) or columns (1) are to be mixed, and are detached or not."""
@@ -205,27 +204,28 @@ class GeodesicMixup(Mixer):
             return anchor_side(block.similarity, pairs.anchors, block.candidates)
         return anchor_side(block.similarity.mT, block.candidates, pairs.anchors).mT
 
-    def _mixed_along(self, dim: int, similarity: Tensor, pairs: Pairs, lam: Tensor) -> Tensor:
+    def _mixed_along(self, dim: int, similarity: Tensor, pairs: Pairs, c1: Tensor, c2: Tensor) -> Tensor:
         """(A, A) the table of `m(features_i, features_r(i))`, of its rows (0) or columns (1), from the unmixed one."""
-        c1, c2 = self._coefficients(self._square(pairs).candidates if dim else pairs.every_anchor, lam)
-        if dim == 0 and pairs.tile is not None:  # a tile has with each row its reverse, so it is turned in itself
+        if dim == 0 and pairs.tile is not None:
             c1, c2 = c1[pairs.tile.rows], c2[pairs.tile.rows]
         c1, c2 = c1.unsqueeze(1 - dim), c2.unsqueeze(1 - dim)
         if torch.compiler.is_compiling():
             return c1 * similarity + c2 * similarity.flip(dim)
         return MixWithReverse.apply(similarity, c1, c2, dim)
 
-    def _m2(self, pairs: Pairs, lam: Tensor) -> tuple[Block, Block]:
-        """(A, A) negatives, anchors against `m(anchor_j, candidate_j)`, j != i; and (A, 1) the plain positives."""
+    def _own(self, pairs: Pairs) -> Tensor:
+        """(A,) the similarity of each pair's image and text, of the whole batch."""
         block = self._square(pairs)
-        anchors, every = pairs.anchors, pairs.every_anchor
         if pairs.tile is None:
-            own = mine = block.similarity.diagonal()
-        else:
-            own = (every * block.candidates).sum(dim=1)
-            mine = own[pairs.tile.rows]
+            return block.similarity.diagonal()
+        return (pairs.every_anchor * block.candidates).sum(dim=1)
+
+    def _m2(self, pairs: Pairs, c1: Tensor, c2: Tensor) -> tuple[Block, Block]:
+        """(A, A) negatives, anchors against `m(anchor_j, candidate_j)`, j != i; and (A, 1) the plain positives."""
+        block, own = self._square(pairs), self._own(pairs)
+        anchors, every = pairs.anchors, pairs.every_anchor
+        mine = own if pairs.tile is None else own[pairs.tile.rows]
         among = similarity_table(anchors, every.detach() if self.detach else every)
-        c1, c2 = self.interpolation.coefficients(lam, own.detach() if self.detach else own)
         mixed = torch.addcmul(c1 * among, c2, self._source(pairs, 1))
         return Block(mixed, 0.0, block.target == 0), Block(mine[:, None], 1.0, 1.0)
 
@@ -308,13 +308,14 @@ class GeodesicMixup(Mixer):
 
     def _terms_of(self, tables: Sequence[Pairs], draw: GeodesicDraw) -> list[Part]:
         """The mixed terms of all directions."""
-        mixed = self.mix(tables[0], draw)
+        shares = self._shares(tables[0], draw)
+        mixed = self._mix(tables[0], draw, shares, images=0)
         parts = self._mixed(mixed)
         for back in tables[1:]:
             if back.tile is not None:
-                parts += self._mixed(self._mix(back, draw, images=1))
+                parts += self._mixed(self._mix(back, draw, self._shares(back, draw, images=1), images=1))
                 continue
-            turned = self._mix(back, changed(draw, v=None, l=None, vl=None), images=1)
+            turned = self._mix(back, changed(draw, v=None, l=None, vl=None), shares, images=1)
             for name, table in mixed.items():
                 if name != "m2":
                     (block,) = table.blocks
@@ -342,28 +343,43 @@ class GeodesicMixup(Mixer):
 
     def _reversed(self, pairs: Pairs, draw: GeodesicDraw) -> list[ReverseMix]:
         """V-, L- and VL-Mix as the loss reads them in its own pass."""
-        candidates = self._square(pairs).candidates
+        shares = self._shares(pairs, changed(draw, m2=None))
         mixtures = []
-        for name, by_rows, by_columns in (("v", True, False), ("l", False, True), ("vl", True, True)):
+        for name in ("v", "l", "vl"):
             lam = getattr(draw, name)
             if lam is not None:
-                term = self.terms[name]
-                rows = self._coefficients(pairs.every_anchor, lam) if by_rows else None
-                columns = self._coefficients(candidates, lam) if by_columns else None
-                weight = term.weight / self._decay()
-                mixtures.append(ReverseMix(rows, columns, lam, self._scale(pairs, name), weight))
+                rows, columns, weight = shares.get((name, 0)), shares.get((name, 1)), self.terms[name].weight
+                mixtures.append(ReverseMix(rows, columns, lam, self._scale(pairs, name), weight / self._decay()))
         return mixtures
 
-    def _coefficients(self, features: Tensor, lam: Tensor) -> tuple[Tensor, Tensor]:
-        """(A,) each: the shares of a row and of its reverse in their mixture."""
+    def _shares(self, pairs: Pairs, draw: GeodesicDraw, images: int = 0) -> Shares:
+        """Of all terms at once; `images` as in `_mix`."""
+        dims = {"v": (images,), "l": (1 - images,), "vl": (0, 1)}
+        wanted = [(name, dim) for name in dims if getattr(draw, name) is not None for dim in dims[name]]
+        towers = pairs.every_anchor, self._square(pairs).candidates
+        cosines = {dim: self._reverse_cosine(towers[dim]) for dim in (0, 1) if dim in [d for _, d in wanted]}
+        cosine = [cosines[dim] for _, dim in wanted]
+        if draw.m2 is not None:
+            own = self._own(pairs)
+            wanted, cosine = [*wanted, ("m2", 0)], [*cosine, own.detach() if self.detach else own]
+        if not wanted:
+            return {}
+        cosine = torch.stack(cosine)  # (T, A)
+        lam = torch.stack([getattr(draw, name) for name, _ in wanted])[:, None]
+        first, second = self.interpolation.coefficients(lam, cosine)
+        first, second = (c.expand_as(cosine).unbind() for c in (first, second))  # plain linear mixing has one for all
+        shares = dict(zip(wanted, zip(first, second, strict=True), strict=True))
+        if draw.m2 is not None:
+            shares["m2", 1] = shares["m2", 0][::-1]  # a text's share first
+        return shares
+
+    def _reverse_cosine(self, features: Tensor) -> Tensor:
+        """(A,) the cosine of each row with its reverse."""
         if self.detach:
             features = features.detach()
         if torch.compiler.is_compiling():
-            cosine = (features * features.flip(0)).sum(dim=1)
-        else:
-            cosine = ReverseCosine.apply(features)
-        first, second = self.interpolation.coefficients(lam, cosine)
-        return first.expand_as(cosine), second.expand_as(cosine)  # plain linear mixing has one for all
+            return (features * features.flip(0)).sum(dim=1)
+        return ReverseCosine.apply(features)
 
     def _decay(self) -> int:
         return self.epoch + 1 if self.decay_with_epoch else 1

@@ -208,13 +208,14 @@ class Metrix(Mixer):
         """The mixed table: mixtures alone."""
         block = only_real_block("Metrix", pairs)
         table = source(pairs, block, self.detach)
-        return changed(pairs, blocks=tuple(self._mixtures(pairs, block, table, parents) for parents in draw))
+        blocks = tuple(self._mixtures(pairs, block, table, parents) for parents in draw)
+        return changed(pairs, blocks=blocks, paired=False)
 
     def _mixtures(self, pairs: Pairs, block: Block, table: Tensor, parents: Parents) -> Block:
         if parents.right is not None:
             right = table.gather(1, parents.right)  # (A, M)
             if parents.left is None:
-                left = self_similarity(pairs.anchors, self.detach)
+                left = self_similarity(pairs, self.detach)
                 cosine = right.detach() if self.detach else right
             else:
                 left = table.gather(1, parents.left)
@@ -222,7 +223,7 @@ class Metrix(Mixer):
             mixed = self.interpolation.similarity(left, right, parents.lam, cosine)
             return Block(mixed, self._label(block, parents, mixed), parents.keep)
         if parents.left is None:
-            left = self_similarity(pairs.anchors, self.detach)[:, :, None]  # (A, 1, 1)
+            left = self_similarity(pairs, self.detach)[:, :, None]  # (A, 1, 1)
             cosine = (table.detach() if self.detach else table)[:, None, :]
             shape = (len(table), 1, table.shape[1])
         else:

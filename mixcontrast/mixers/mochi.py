@@ -137,14 +137,17 @@ class MoCHi(Mixer):
     def mix(self, pairs: Pairs, draw: MoCHiDraw) -> Pairs:
         """The table with `num_pair_mixes + num_anchor_mixes` further negatives a row."""
         pool = pool_of("MoCHi", pairs, self.same_modality, self.detach)
-        cosine = pool.cosines(draw.first, draw.second, self.interpolation)
+        s, t = draw.first.shape[1], draw.negative.shape[1]
         read = pool.read(torch.cat([draw.first, draw.second, draw.negative], dim=1))
-        first, second, negative = read.split([draw.first.shape[1], draw.second.shape[1], draw.negative.shape[1]], dim=1)
-        of_pairs = self.interpolation.similarity(first, second, draw.alpha, cosine)  # (A, S)
-        own = self_similarity(pairs.anchors, self.detach)  # (A, 1)
-        cosine = negative.detach() if self.detach else negative
-        with_anchor = self.interpolation.similarity(own, negative, draw.beta, cosine)  # (A, S')
-        mixed = torch.cat([of_pairs, with_anchor], dim=1)
+        first, second = read.split([s, s + t], dim=1)
+        own = self_similarity(pairs, self.detach).expand(-1, t)
+        first = torch.cat([first, own], dim=1)  # (A, S + S') parents: of pairs, then the anchor
+        share = torch.cat([draw.alpha, draw.beta], dim=1)
+        cosine = pool.cosines(draw.first, draw.second, self.interpolation)
+        if cosine is not None:
+            with_anchor = second.detach() if self.detach else second
+            cosine = torch.cat([cosine, with_anchor[:, s:]], dim=1)
+        mixed = self.interpolation.similarity(first, second, share, cosine)
         kind = pool.blocks[0]
         return pairs.append(Block(mixed, 0.0, draw.usable, None, kind.same_modality, kind.temperature))
 

@@ -200,7 +200,7 @@ class SupReMix(Mixer):
         mixed = []
         if draw.lam is not None:
             cosine = (block.similarity.detach() if self.detach else block.similarity) if self._reads_cosine else None
-            own = self_similarity(pairs.anchors, self.detach)
+            own = self_similarity(pairs, self.detach)
             similarity = self.interpolation.similarity(own, table, draw.lam, cosine)
             other = used & (apart > 0)
             if self.magnify_power is None:

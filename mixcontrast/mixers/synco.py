@@ -12,7 +12,7 @@ from torch import Tensor
 from mixcontrast.cells import Cells
 from mixcontrast.losses.base import Batch, Loss, Part
 from mixcontrast.mixers.base import Mixer, check_wrappable, self_similarity
-from mixcontrast.mixers.pool import check_queue, pool_of
+from mixcontrast.mixers.pool import Pool, check_queue, pool_of
 from mixcontrast.mixing import Interpolation, Linear, stepped_similarity
 from mixcontrast.pairs import Block, Pairs
 from mixcontrast.plans import Plan
@@ -162,13 +162,14 @@ class SynCo(Mixer):
             place = torch.randint(number, size, **on)
         columns = hardest.gather(1, place).split([i, e, p, p, n, g, s], dim=1)
         share = torch.rand(size[0], i + e + p, dtype=pairs.anchors.dtype, **on)
+        share[:, : i + e] /= 2
         alpha, beta, gamma = share.split([i, e, p], dim=1)
         noise = self._noise(pairs.anchors, generator)
         return SynCoDraw(
             interpolated=columns[0],
-            alpha=alpha / 2,
+            alpha=alpha,
             extrapolated=columns[1],
-            beta=1 + beta / 2,
+            beta=1 + beta,
             first=columns[2],
             second=columns[3],
             gamma=gamma,
@@ -188,43 +189,51 @@ class SynCo(Mixer):
     def mix(self, pairs: Pairs, draw: SynCoDraw) -> Pairs:
         """The table with the six kinds as further negatives a row, in the order of the class's description."""
         pool = pool_of("SynCo", pairs, self.same_modality, self.detach)
-        columns = [draw.interpolated, draw.extrapolated, draw.first, draw.second, draw.noised, draw.towards,
-                   draw.by_sign]  # fmt: skip
-        read = pool.read(torch.cat(columns, dim=1)).split([c.shape[1] for c in columns], dim=1)  # (A, .) each
-        near, far, first, second, noised, towards, by_sign = read
-        near_cosine, far_cosine, towards_cosine = (
-            cosine.detach() if self.detach else cosine for cosine in (near, far, towards)
-        )
-        own = self_similarity(pairs.anchors, self.detach)  # (A, 1)
-        mix = self.interpolation.similarity
-        kinds = [mix(own, near, draw.alpha, near_cosine), mix(own, far, 1 - draw.beta, far_cosine)]
-        kinds.append(mix(first, second, draw.gamma, pool.cosines(draw.first, draw.second, self.interpolation)))
-        if draw.noised.shape[1]:
-            kinds.append(self._noised(pool, draw, noised))
-        step = self.gradient_step
-        kinds.append(stepped_similarity(towards, step * own, step * towards_cosine, step * step))
-        if draw.by_sign.shape[1]:
-            kinds.append(self._by_sign(pool, draw, by_sign))
+        num_pairs = draw.first.shape[1]
+        num_mixed = draw.interpolated.shape[1] + draw.extrapolated.shape[1] + num_pairs
+        columns = [draw.first, draw.interpolated, draw.extrapolated, draw.second]  # what is mixed, by its parents
+        columns += [draw.noised, draw.towards, draw.by_sign]
+        read = pool.read(torch.cat(columns, dim=1))
+        first, second, stepped = read.split([num_pairs, num_mixed, read.shape[1] - num_pairs - num_mixed], dim=1)
+        own = self_similarity(pairs, self.detach)  # (A, 1)
+        mixed = torch.cat([self._mixed(pool, draw, own, first, second), self._stepped(pool, draw, own, stepped)], dim=1)
         kind = pool.blocks[0]
-        mixed = torch.cat(kinds, dim=1)
         return pairs.append(Block(mixed, 0.0, draw.usable, None, kind.same_modality, kind.temperature))
 
-    def _noised(self, pool, draw: SynCoDraw, similarity: Tensor) -> Tensor:
-        """(A, S4)"""
-        anchors, noise = pool.pairs.anchors, draw.noise
-        of = torch.arange(len(noise), device=noise.device).expand_as(draw.noised)
-        inner = pool.products(draw.noised, noise, of)
-        return stepped_similarity(similarity, similarity_table(anchors, noise), inner, noise.square().sum(dim=1))
+    def _mixed(self, pool: Pool, draw: SynCoDraw, own: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """(A, S1 + S2 + S3) the first three kinds; of the pairs' parents and the other negatives, first and second."""
+        with_anchor = second.shape[1] - first.shape[1]
+        first = torch.cat([own.expand(-1, with_anchor), first], dim=1)
+        share = torch.cat([draw.alpha, 1 - draw.beta, draw.gamma], dim=1)
+        cosine = pool.cosines(draw.first, draw.second, self.interpolation)
+        if cosine is not None:
+            to_anchor = second.detach() if self.detach else second
+            cosine = torch.cat([to_anchor[:, :with_anchor], cosine], dim=1)
+        return self.interpolation.similarity(first, second, share, cosine)
 
-    def _by_sign(self, pool, draw: SynCoDraw, similarity: Tensor) -> Tensor:
-        """(A, S6)"""
-        anchors, step = pool.pairs.anchors, self.sign_step
-        sign = anchors.detach().sign()
-        of = torch.arange(len(sign), device=sign.device)[:, None].expand_as(draw.by_sign)
-        inner = pool.products(draw.by_sign, sign, of)
-        ahead = anchors.abs().sum(dim=1, keepdim=True)  # a . sign(a)
-        squared = sign.square().sum(dim=1, keepdim=True)
-        return stepped_similarity(similarity, step * ahead, step * inner, step * step * squared)
+    def _stepped(self, pool: Pool, draw: SynCoDraw, own: Tensor, similarity: Tensor) -> Tensor:
+        """(A, S4 + S5 + S6) the other three kinds: negatives that take a step, their similarities given."""
+        anchors, noise, step = pool.pairs.anchors, draw.noise, self.gradient_step
+        row, number = (torch.arange(len(x), device=x.device) for x in (anchors, noise))
+        moves = self.sign_step * anchors.detach().sign()  # (A, D)
+        num_noised, num_towards, num_by_sign = (c.shape[1] for c in (draw.noised, draw.towards, draw.by_sign))
+        to_anchor = similarity.detach() if self.detach else similarity
+        steps = [
+            similarity_table(anchors, noise),
+            (step * own).expand(-1, num_towards),
+            (anchors * moves).sum(dim=1, keepdim=True).expand(-1, num_by_sign),
+        ]
+        inner = [
+            pool.products(draw.noised, noise, number.expand_as(draw.noised)),
+            step * to_anchor[:, num_noised : num_noised + num_towards],
+            pool.products(draw.by_sign, moves, row[:, None].expand_as(draw.by_sign)),
+        ]
+        squared = [
+            noise.square().sum(dim=1).expand_as(draw.noised),
+            own.new_full((1, 1), step * step).expand_as(draw.towards),
+            moves.square().sum(dim=1, keepdim=True).expand_as(draw.by_sign),
+        ]
+        return stepped_similarity(similarity, *(torch.cat(kinds, dim=1) for kinds in (steps, inner, squared)))
 
     def loss_of(self, pairs: Pairs, draw: SynCoDraw) -> Tensor:
         return self.loss.reduce(self.mix(pairs, draw))

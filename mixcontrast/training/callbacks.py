@@ -56,9 +56,17 @@ def embed_loader(
     with isolate_rng(), judging(module):
         for batch in loader:
             inputs, of_batch = split(batch)
-            embeddings.append((encode or module)(inputs.to(device)).float().cpu())
+            embeddings.append((encode or module)(as_wide(inputs.to(device), module)).float().cpu())
             labels.append(of_batch)
     return torch.cat(embeddings), torch.cat(labels)
+
+
+def as_wide(inputs: Any, module: nn.Module) -> Any:
+    """Inputs that are floats as wide as the module's parameters, which `precision: bf16-true` has made narrow."""
+    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+        return inputs
+    kinds = (p.dtype for p in module.parameters() if p.is_floating_point())
+    return inputs.to(next(kinds, inputs.dtype))
 
 
 def embed_shared(
@@ -74,7 +82,7 @@ def embed_shared(
     with isolate_rng(), judging(module), trainer.precision_plugin.forward_context():
         for batch in loader:
             inputs, of_batch = split(trainer.strategy.batch_to_device(batch, module.device))
-            embeddings.append((encode or module)(inputs).float())
+            embeddings.append((encode or module)(as_wide(inputs, module)).float())
             labels.append(of_batch)
     mine = torch.cat(embeddings), torch.cat(labels)
     if trainer.world_size > 1:

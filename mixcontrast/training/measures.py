@@ -88,8 +88,8 @@ class Measures(lightning.Callback):
         other = torch.randperm(len(rows), generator=generator)
         share = torch.rand(len(rows), 1, generator=generator)
         mixed = unit(share * rows + (1 - share) * rows[other])[labels != labels[other]]
-        module.log("utilization", utilization(queries, rows))
-        module.log("utilization mixed", utilization(queries, torch.cat([rows, mixed])))
+        every = {"utilization": rows, "utilization mixed": torch.cat([rows, mixed])}
+        module.log_dict({name: float(utilization(queries, of)) for name, of in every.items()}, sync_dist=True)
 
 
 @torch.no_grad()

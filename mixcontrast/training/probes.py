@@ -65,7 +65,7 @@ class ProbeCallback(lightning.Callback):
             if self.summary is not None:
                 found |= self.summary(values, judged[1])
         for place, (name, value) in enumerate(trainer.strategy.broadcast(found).items()):
-            module.log(f"val/{name}", value, prog_bar=place == 0, batch_size=1)
+            module.log(f"val/{name}", value, prog_bar=place == 0, batch_size=1, sync_dist=True)
 
 
 def judge_classes(embeddings: Tensor, labels: Tensor, queries: Tensor, of_queries: Tensor) -> dict[str, np.ndarray]:

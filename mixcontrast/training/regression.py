@@ -240,7 +240,7 @@ def _predictions(learned: Tensor, values: Tensor, predicted: Tensor, of_rows: Te
 
 def nearer_than_most(values: Tensor) -> Tensor:
     """(B, B) bool: the tenth of the pairs whose values are nearest to each other, or equal to those."""
-    rows = values.reshape(len(values), -1)
+    rows = values.reshape(len(values), -1).float()  # which `precision: bf16-true` has made narrow
     far = torch.cdist(rows, rows)
     others = far[~torch.eye(len(rows), dtype=torch.bool, device=rows.device)]
     return far <= torch.quantile(others[:: max(1, len(others) // 100_000)], 0.1)

@@ -63,6 +63,21 @@ class Shards(ModelParallelStrategy):
         load_whole(self.lightning_module, checkpoint["state_dict"], strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Of each whole state this process's share.
+
+        Raises:
+            ValueError: the parameters were in other groups, as those of another strategy may be.
+        """
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            here, there = (
+                [len(group["params"]) for group in groups] for groups in (optimizer.param_groups, saved["param_groups"])
+            )
+            if here != there:
+                raise ValueError(
+                    "A run goes on with the parameter groups that it began with; beside shards lone numbers are apart. "
+                    f"Got groups of {there} parameters in the checkpoint, and {here}; go on with the strategy that "
+                    "wrote it, or load its weights alone."
+                )
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = {
                 number: parameter
@@ -85,17 +100,28 @@ def is_sharded(trainer: lightning.Trainer) -> bool:
 def shard(network: nn.Module, mesh: Any, methods: Sequence[str] = ()) -> None:
     """Leaves each process its share of a network's parameters, which are gathered block by block when they are used.
 
-    A block is a part in a Sequential or ModuleList that has a two-hundredth of the network's parameters or
-    more; the innermost such parts first. What is in none is gathered together with the network. Parameters of one
+    A block is a part in a Sequential or ModuleList that has a two-hundredth of the network's parameters or more; the
+    innermost such parts first. What is in none is gathered together with the network. Parameters of one
     number (a logit_scale) stay whole, and their gradients are averaged.
 
     Args:
         network: on one device, changed in place.
         mesh: of one dimension.
         methods: that are called as forward is.
-    """
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+    Raises:
+        ValueError: adapters (LoRA) of nn.MultiheadAttention, which put other weights into it in each pass.
+    """
+    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+
+    if isinstance(network, FSDPModule):  # of a fit before this one
+        return
+    for name, part in network.named_modules():
+        if name.rpartition(".")[2] == "base_layer" and isinstance(part, nn.MultiheadAttention):
+            raise ValueError(
+                "Adapters of nn.MultiheadAttention replace its weights in each pass, which must be whole for it. "
+                f"Got {name}; take trainer.strategy: ddp, or leave lora_rank out."
+            )
     numbers = {p for p in network.parameters() if p.numel() == 1}
     for number in numbers:
         if number.requires_grad:
@@ -191,14 +217,27 @@ def clip_gradients(optimizer: Optimizer, value: float, algorithm: str | None) ->
         algorithm: "norm", which None is too, or "value".
     """
     grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    shares = [grad for grad in grads if is_share(grad)]
+    mine, alone = [grad.to_local() for grad in shares], [grad for grad in grads if not is_share(grad)]
     if algorithm == "value":
-        for grad in grads:
+        for grad in (*mine, *alone):
             grad.clamp_(-value, value)
-    elif grads:
-        norms = torch.stack([whole(torch.linalg.vector_norm(grad)) for grad in grads])
-        factor = (value / (torch.linalg.vector_norm(norms) + 1e-6)).clamp(max=1.0)
-        for grad in grads:
-            grad.mul_(factor)
+        return
+    square = _square(mine)
+    if shares:
+        dist.all_reduce(square, group=shares[0].device_mesh.get_group())
+    norm = (square + _square(alone).to(square.device)).sqrt()
+    factor = (value / (norm + 1e-6)).clamp(max=1.0)
+    for grad in (*mine, *alone):
+        grad.mul_(factor.to(grad.device))
+
+
+def _square(tensors: list[Tensor]) -> Tensor:
+    """The squared 2-norm of all of them together."""
+    if not tensors:
+        return torch.zeros(())
+    norms = [torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in tensors]
+    return torch.stack(norms).square().sum()
 
 
 def strategy_of(options: Mapping[str, Any], strategy: Any) -> Any:

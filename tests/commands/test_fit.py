@@ -131,6 +131,16 @@ def test_values_are_judged_by_their_error(name, tmp_path):
     assert {"val/MAE", "val/R2"} <= set(rows[0])
 
 
+@pytest.mark.parametrize("name", ["metric learning", "moco", "regression", "direct regression", "image text"])
+def test_parameters_of_sixteen_bits_are_trained_and_judged(name, tmp_path):
+    fit("--config", recipe(name, tmp_path), "--trainer.precision=bf16-true", "--trainer.max_epochs=2",
+        "--out", tmp_path / "run")  # fmt: skip
+    assert any(value.dtype == torch.bfloat16 for value in saved(tmp_path / "run")["state_dict"].values())
+    assert (tmp_path / "run" / "results.md").exists()
+    losses = [float(row["loss"]) for row in logged(tmp_path / "run") if row["loss"]]
+    assert len(losses) > 2 and np.isfinite(losses).all()
+
+
 def test_a_run_killed_by_the_system_goes_on(tmp_path):
     file = recipe("moco", tmp_path)
     command = [sys.executable, "-W", "ignore", "-m", "mixcontrast.cli", "fit", "--config", file, "--out"]

@@ -13,12 +13,15 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from mixcontrast.cli import main
 from mixcontrast.commands.fit import fit
+from mixcontrast.models.lora import add_lora
 from mixcontrast.retrieval import Evaluation
+from mixcontrast.training.sharding import shard
 from tests.commands.test_fit import assert_same, assert_same_run, saved
 from tests.fitting import TOWERS, Killed, of, recipe
 
@@ -64,7 +67,7 @@ class InShards(lightning.Callback):
         world = trainer.world_size
         for network in module.networks():
             assert isinstance(network, FSDPModule)
-            assert all(isinstance(part, FSDPModule) for part in network.modules() if isinstance(part, torch.nn.Linear))
+            assert all(isinstance(part, FSDPModule) for part in network.modules() if isinstance(part, nn.Linear))
             for name, parameter in network.named_parameters():
                 assert isinstance(parameter, DTensor) == (parameter.numel() > 1), name
                 if isinstance(parameter, DTensor) and len(parameter) % world == 0:
@@ -128,14 +131,23 @@ LIKE_DDP = {
     "moco": (7,),  # with a queue, a momentum encoder and projectors
     "simclr": (4,),  # with gradients that are half accumulated
     "image text": (5,),  # with queues of both towers
+    "deep": (3,),  # mixed within the encoder's pass
 }
+CHANGES = {
+    "deep": {
+        "model__init_args__criterion": of("mixcontrast.DeepMetrix", loss=of("mixcontrast.MultiSimilarityLoss"),
+                                          layer="backbone.2"),
+        "data__init_args__classes_per_batch": 4,
+    }
+}  # fmt: skip
 
 
 def like_ddp(rank: int, port: int, folder: str) -> None:
     join(rank, port)
     out = Path(folder)
     for name, kills in LIKE_DDP.items():
-        file = recipe(name, out / f"recipes {rank}")
+        base = "metric learning" if name == "deep" else name
+        file = recipe(base, out / f"recipes {rank}" / name, **CHANGES.get(name, {}))
         command = ["fit", "--config", str(file), "--save_every", "1", "--test_every", "2", "--trainer.devices=2"]
         main([*command, "--out", str(out / "ddp" / name), "--trainer.strategy=ddp"])
         main([*command, "--out", str(out / "shards" / name), SHARDS])
@@ -172,13 +184,22 @@ def alone() -> Iterator[None]:
 
 @pytest.mark.filterwarnings("ignore")  # Lightning's, as in two processes
 def test_one_process_with_all_shards_trains_as_without(tmp_path: Path, alone: None) -> None:
-    file = str(recipe("metric learning", tmp_path))
+    file = str(recipe("metric learning", tmp_path, model=MODELS["metric learning"]))
     main(["fit", "--config", file, "--out", str(tmp_path / "plain"), CLIPPED])
     fit(["--config", file, "--out", str(tmp_path / "shards"), CLIPPED, SHARDS])
     assert_near_run(tmp_path / "plain", tmp_path / "shards")
     one, two = (saved(tmp_path / name) for name in ("plain", "shards"))
     groups = [[group["params"] for group in of_one["optimizer_states"][0]["param_groups"]] for of_one in (one, two)]
     assert_same(*groups)
+
+
+def test_adapters_of_attention_are_refused_in_one_line() -> None:
+    pytest.importorskip("peft")
+    network = nn.Sequential(nn.MultiheadAttention(8, 2))
+    add_lora(network, [network], rank=2, alpha=1.0, dropout=0.0)
+    with pytest.raises(ValueError, match="Got 0.base_layer; take trainer.strategy: ddp, or leave") as told:
+        shard(network, None)
+    assert "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize(
