@@ -23,8 +23,8 @@ TITLES = {
     "study_clip_emoji": "Does mixing help two towers on emoji with captions?",
 }
 NOTES = {
-    "study_clip_emoji": "Two linear heads, random at the start, over frozen features of EfficientNet-lite0 and MiniLM, at "
-    "a temperature that is fixed and tuned. Heads that were aligned before and then fine-tuned are in "
+    "study_clip_emoji": "Two linear heads, random at the start, over frozen features of EfficientNet-lite0 and MiniLM, "
+    "at a temperature that is fixed and tuned. Heads that were aligned before and then fine-tuned are in "
     "[another study](clip_emoji.md).",
 }
 PICTURES = ("differences", "hardness")
