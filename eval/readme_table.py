@@ -4,6 +4,7 @@
 
 `<!-- gains -->` ... `<!-- /gains -->`: of each recipe that mixes, its paired difference to the same loss alone.
 `<!-- study -->` ... `<!-- /study -->`: what the study on emoji said.
+`<!-- study clip -->` ... `<!-- /study clip -->`: what the study of two towers said, in short.
 """
 
 from __future__ import annotations
@@ -66,6 +67,15 @@ def study(results: Path = RESULTS) -> str:
     return f"In {minutes:.0f} minutes on {found['machine']['cores']} cores, up to {processes} runs at once:\n\n{lines}"
 
 
+def study_in_short(results: Path = RESULTS) -> str:
+    """The answer of the study of two towers in a sentence or two, and how long it took."""
+    from mixcontrast.study.answer import summary
+
+    found = json.loads((results / "study_clip_emoji.json").read_text(encoding="utf-8"))
+    minutes, cores = found["time"]["wall seconds"] / 60, found["machine"]["cores"]
+    return f"In {minutes:.0f} minutes on {cores} cores: {summary(found)}"
+
+
 def between(text: str, mark: str, content: str) -> str:
     """The text with other content between a pair of marks.
 
@@ -81,7 +91,8 @@ def between(text: str, mark: str, content: str) -> str:
 def updated(text: str, results: Path = RESULTS) -> str:
     """The README with what the results say now."""
     text = between(text, "gains", gains(results))
-    return between(text, "study", study(results)) if (results / "study_emoji.json").exists() else text
+    text = between(text, "study", study(results))
+    return between(text, "study clip", study_in_short(results))
 
 
 def main() -> None:

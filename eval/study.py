@@ -1,9 +1,10 @@
-"""Runs the study of configs/study_emoji.yaml and keeps its answer in eval/results/.
+"""Runs the studies of configs/study_*.yaml and keeps their answers in eval/results/.
 
-    python eval/study.py                    # goes on where it was stopped; what is finished is not run again
-    python eval/study.py --processes 2      # any option of mixcontrast study
+    python eval/study.py                                # study_emoji; what is finished is not run again
+    python eval/study.py study_clip_emoji               # another one
+    python eval/study.py study_emoji --processes 2      # any option of mixcontrast study
 
-Writes eval/results/study_emoji.md, .json and its pictures of differences and hardness, and the config's second line.
+Writes eval/results/NAME.md, .json and its pictures of differences and hardness, and the config's second line.
 """
 
 from __future__ import annotations
@@ -16,12 +17,27 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG, RESULTS, RUN = ROOT / "configs/study_emoji.yaml", ROOT / "eval/results", ROOT / "runs/study_emoji"
+CONFIGS, RESULTS, RUNS = ROOT / "configs", ROOT / "eval/results", ROOT / "runs"
+TITLES = {
+    "study_emoji": "Does mixing help on emoji?",
+    "study_clip_emoji": "Does mixing help two towers on emoji with captions?",
+}
+NOTES = {
+    "study_clip_emoji": "Two linear heads, random at the start, over frozen features of EfficientNet-lite0 and MiniLM, "
+    "at a temperature that is fixed and tuned. Heads that were aligned before and then fine-tuned are in "
+    "[another study](clip_emoji.md).",
+}
 PICTURES = ("differences", "hardness")
 
 
-def keep(folder: Path, results: Path = RESULTS) -> None:
-    """Writes what a finished study said."""
+def keep(name: str, folder: Path, results: Path = RESULTS) -> None:
+    """Writes what a finished study said.
+
+    Args:
+        name: of the study, and of its config.
+        folder: of the study.
+        results: where it is kept.
+    """
     from mixcontrast.environment import environment
     from mixcontrast.files import write_whole
     from mixcontrast.report.study_page import answer_markdown
@@ -29,30 +45,32 @@ def keep(folder: Path, results: Path = RESULTS) -> None:
 
     answer = json.loads((folder / "answer.json").read_text(encoding="utf-8"))
     machine = environment("cpu")
-    shown = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "lightning", "timm", "numpy"))
+    shown = ", ".join(f"{part} {machine[part]}" for part in ("python", "torch", "lightning", "timm", "numpy"))
     took = _took(answer)
     page = [
-        "# Does mixing help on emoji?", "",
-        "    mixcontrast study --config configs/study_emoji.yaml --processes 2", "",
+        f"# {TITLES[name]}", "",
+        f"    mixcontrast study --config configs/{name}.yaml --processes 2", "",
+        *([NOTES[name], ""] if name in NOTES else []),
         answer_markdown(answer).rstrip(), "",
-        "![Paired differences](study_emoji_differences.svg)", "",
-        "![Similarities of positives, negatives and mixtures](study_emoji_hardness.svg)", "",
+        f"![Paired differences]({name}_differences.svg)", "",
+        f"![Similarities of positives, negatives and mixtures]({name}_hardness.svg)", "",
         f"{took} {machine['cores']} cores of {platform.machine()}, {platform.system()}; {shown}. Written by "
-        "`python eval/study.py`.", "",
+        f"`python eval/study.py {name}`.", "",
     ]  # fmt: skip
-    answer["machine"] = {name: value for name, value in machine.items() if name != "git"}
+    answer["machine"] = {part: value for part, value in machine.items() if part != "git"}
     for path, text in (
-        (results / "study_emoji.md", "\n".join(page)),
-        (results / "study_emoji.json", json.dumps(rounded(answer), indent=1) + "\n"),
+        (results / f"{name}.md", "\n".join(page)),
+        (results / f"{name}.json", json.dumps(rounded(answer), indent=1) + "\n"),
     ):
         write_whole(path, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
-    for name in PICTURES:
-        source, target = folder / "pictures" / f"{name}.svg", results / f"study_emoji_{name}.svg"
+    for picture in PICTURES:
+        source, target = folder / "pictures" / f"{picture}.svg", results / f"{name}_{picture}.svg"
         write_whole(target, lambda temporary, source=source: shutil.copy(source, temporary))
     if results == RESULTS:
-        line = f"# {took} {machine['cores']} cores. {summary(answer)} eval/results/study_emoji.md"
-        text = re.sub(r"\A(#[^\n]*\n)(#[^\n]*\n)*", lambda found: f"{found[1]}{wrapped(line)}\n", CONFIG.read_text())
-        write_whole(CONFIG, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        line = f"# {took} {machine['cores']} cores. {summary(answer)} eval/results/{name}.md"
+        config = CONFIGS / f"{name}.yaml"
+        text = re.sub(r"\A(#[^\n]*\n)(#[^\n]*\n)*", lambda found: f"{found[1]}{wrapped(line)}\n", config.read_text())
+        write_whole(config, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _took(answer: dict) -> str:
@@ -82,8 +100,12 @@ def wrapped(line: str) -> str:
 def main() -> None:
     from mixcontrast.cli import main as mixcontrast
 
-    mixcontrast(["study", "--config", str(CONFIG), "--out", str(RUN), *sys.argv[1:]])
-    keep(RUN)
+    arguments = sys.argv[1:]
+    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "study_emoji"
+    if name not in TITLES:
+        raise SystemExit(f"There is no study {name}. There are {', '.join(TITLES)}.")
+    mixcontrast(["study", "--config", str(CONFIGS / f"{name}.yaml"), "--out", str(RUNS / name), *arguments])
+    keep(name, RUNS / name)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class Linear:
 
     def similarity(self, first: Tensor, second: Tensor, lam: Tensor, cosine: Tensor | None) -> Tensor:
         """Similarity of the mixture to an anchor, from its parents': `c1*first + c2*second`; shapes broadcast."""
-        mixed = torch.lerp(second, first, lam)
+        mixed = torch.lerp(second, first, lam.to(second.dtype))
         return mixed * self._scale(lam, cosine) if self.normalize else mixed
 
     def _scale(self, lam: Tensor, cosine: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ class Pairs:
         logit_bias: SigLIP's bias, added to the scaled similarity.
         tile: which rows these are, where they are some of a larger table's.
         paired: each row has a positive, which it was paired with (another view, a text), so that no cell need be read
-            to know it.
+            to know it. Who takes positives away (other targets, weights of 0) sets it to False.
         unit: the anchors were divided by their length, so that each is 1 with itself, and no gradient changes that.
     """
 

@@ -55,6 +55,14 @@ def test_identical_and_opposite_parents_stay_finite(interpolation, dtype: torch.
         torch.testing.assert_close(c1 + c2, torch.ones_like(lam), rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.parametrize("interpolation", [Linear(), Linear(normalize=False), Geodesic()])
+def test_coefficients_may_be_narrower_than_similarities(interpolation) -> None:
+    first, second, cosine = torch.rand(3, 2, 4, dtype=torch.float64).unbind()
+    lam = torch.tensor([[0.25], [0.5]])
+    wanted = interpolation.similarity(first, second, lam.double(), cosine)
+    torch.testing.assert_close(interpolation.similarity(first, second, lam, cosine), wanted, rtol=1e-6, atol=1e-6)
+
+
 def test_what_needs_the_cosine() -> None:
     assert needs_cosine(Linear()) and needs_cosine(Geodesic()) and not needs_cosine(Linear(normalize=False))
     lam = torch.tensor(0.25)

@@ -24,6 +24,7 @@ from mixcontrast.study.plan import Plan
 from mixcontrast.study.recipes import write_recipe
 from mixcontrast.study.work import work_together
 from mixcontrast.training.image_text import ImageText
+from mixcontrast.training.pair_retrieval import KS, TO_IMAGE, TO_TEXT
 from mixcontrast.training.safety import quieten
 from mixcontrast.training.self_supervised import SelfSupervised
 
@@ -45,8 +46,8 @@ def study_parser() -> ArgumentParser:
     parser.add_argument("-c", "--config", action="config", help="A YAML file of the keys below.")
     parser.add_argument(
         "--criteria", type=str | list[str | dict[str, Any]], default="auto",
-        help="Names such as 'supcon + metrix', or mappings with name and perhaps criterion (class_path, init_args), "
-        "grid (of a mixer's weight, say) and against; or auto, the usual ones of the task.",
+        help="Names such as 'supcon + metrix' or 'clip + m3', or mappings with name and perhaps criterion (class_path, "
+        "init_args), grid (of a mixer's weight, say) and against; or auto, the usual ones of the task.",
     )  # fmt: skip
     parser.add_argument("--baseline", type=str | None, help="One of the criteria; the first where it is left out.")
     parser.add_argument("--recipe", type=dict, help="A recipe of mixcontrast fit without a criterion; all share it.")
@@ -148,10 +149,26 @@ def plan_of(config: Any) -> Plan:
     grid = grid_of(recipe, kind) if config.grid is None else config.grid
     arms = arms_of(criteria, config.baseline, recipe, grid, kind, sizes)
     metric = config.metric or monitor.removeprefix("val/")
+    if isinstance(module, ImageText):
+        _check_directions(metric)
     better = "min" if metric in SMALLER_IS_BETTER else "max"
     if better != mode:
         raise ValueError(f"`metric` must be better as what is tuned for is, {monitor}. Got {metric}.")
     return Plan(arms, metric, monitor, mode, config.reduction_factor, config.finalists, config.tuning_seeds)
+
+
+def _check_directions(metric: str) -> None:
+    """One line where two towers are not judged by a metric.
+
+    Raises:
+        ValueError: so it is.
+    """
+    known = [f"{way}R@{k}" for way in ("", f"{TO_TEXT} ", f"{TO_IMAGE} ") for k in KS]
+    if metric not in known:
+        raise ValueError(
+            f"`metric` of two towers must be R@k, the mean of both directions, or that of one. Got {metric}; there are "
+            f"{', '.join(known)}."
+        )
 
 
 def _mappings(value: Any) -> Any:

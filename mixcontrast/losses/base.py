@@ -60,7 +60,7 @@ def value_of(parts: Sequence[Part]) -> Tensor:
 def _value_of(part: Part) -> Tensor:
     """Weight and count in one division where both are numbers: on a GPU each operation is a launch."""
     by = divisor_of(part)
-    if not isinstance(by, Tensor):
+    if not isinstance(by, Tensor) and part.weight:
         return part.total / (by / part.weight)
     return part.total / by if part.weight == 1 else part.weight * (part.total / by)
 

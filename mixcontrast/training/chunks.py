@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 
+@torch.compiler.disable(recursive=False)  # a graph has no context_fn; `embed` is compiled
 def in_chunks(embed: Callable[[Tensor], Tensor], inputs: Tensor, chunk_size: int | None, network: nn.Module) -> Tensor:
     """`embed(inputs)`, by chunks that are computed again, one after the other, when their gradient is known.
 
     It is GradCache as a part of autograd's graph: whatever is done with the embeddings, `backward()` gives the
     gradients of the whole batch. Both passes of a chunk draw the same random numbers and have the same autocast; the
-    second leaves buffers (running statistics) as the first did.
+    second leaves buffers (running statistics) as the first did, but begins with those behind the last chunk: a layer
+    that in training computes with what it changes there (spectral_norm) has other gradients.
 
     Args:
         embed: (B, ...) to (B, D), each row by itself.
@@ -37,19 +39,24 @@ def in_chunks(embed: Callable[[Tensor], Tensor], inputs: Tensor, chunk_size: int
     chunks = inputs.tensor_split(-(-len(inputs) // chunk_size))
     if not torch.is_grad_enabled():
         return torch.cat([embed(chunk) for chunk in chunks])
-    passes = lambda: (nullcontext(), _kept_buffers(network))  # noqa: E731
+    passes = lambda: (nullcontext(), _KeptBuffers(network))  # noqa: E731
     return torch.cat([checkpoint(embed, chunk, use_reentrant=False, context_fn=passes) for chunk in chunks])
 
 
-@contextmanager
-def _kept_buffers(network: nn.Module) -> Iterator[None]:
-    before = [(buffer, buffer.clone()) for buffer in network.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, kept in before:
-                buffer.copy_(kept)
+class _KeptBuffers:
+    """What is done to buffers while it is entered is undone; entered again by a second backward pass."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+
+    def __enter__(self) -> None:
+        self._before = [(buffer, buffer.clone()) for buffer in self._network.buffers()]
+
+    @torch.no_grad()
+    def __exit__(self, *_: object) -> None:
+        for buffer, kept in self._before:
+            buffer.copy_(kept)
+        del self._before
 
 
 def check_chunk_size(chunk_size: int | None) -> None:

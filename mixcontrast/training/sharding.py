@@ -63,6 +63,21 @@ class Shards(ModelParallelStrategy):
         load_whole(self.lightning_module, checkpoint["state_dict"], strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Of each whole state this process's share.
+
+        Raises:
+            ValueError: the parameters were in other groups, as those of another strategy may be.
+        """
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            here, there = (
+                [len(group["params"]) for group in groups] for groups in (optimizer.param_groups, saved["param_groups"])
+            )
+            if here != there:
+                raise ValueError(
+                    "A run goes on with the parameter groups that it began with; beside shards lone numbers are apart. "
+                    f"Got groups of {there} parameters in the checkpoint, and {here}; go on with the strategy that "
+                    "wrote it, or load its weights alone."
+                )
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = {
                 number: parameter

@@ -15,11 +15,12 @@ import torch
 import yaml
 
 from mixcontrast.cli import main
+from mixcontrast.data import PairData
 from mixcontrast.retrieval import Evaluation
 from mixcontrast.study.cost import measure
 from mixcontrast.study.criteria import Sizes, arms_of, kind_of
 from tests.fitting import TOWERS, Killed, of
-from tests.study.helpers import config, recipe, towers
+from tests.study.helpers import HiddenPairs, config, recipe, towers
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -141,6 +142,22 @@ def test_a_planted_gain_is_found_and_shuffled_labels_help_nothing(shuffled, verd
     assert (found["criterion"], found["verdict"]) == ("useful", verdict)
 
 
+def by_hand(checkpoint: Path, shuffled: bool) -> tuple[float, float, float]:
+    """Of the test part, how far images are from their captions, and the middles of both; and the temperature."""
+    pairs = HiddenPairs(shuffled=shuffled)
+    part = PairData(pairs, batch_size=16).test
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    sides = []
+    for side, table, rows in (("image", pairs.tables[0], part.images), ("text", pairs.tables[1], part.captions)):
+        weight, bias = (next(v for k, v in state.items() if f"{side}_head" in k and v.ndim == n) for n in (2, 1))
+        embedded = (table[rows] @ weight.T + bias).double().numpy()
+        sides.append(embedded / np.linalg.norm(embedded, axis=1, keepdims=True))
+    image, text = sides
+    apart = [((image[i] - text[t]) ** 2).sum() for i, t in part.pairs]
+    gap = np.linalg.norm(image.mean(axis=0) - text.mean(axis=0))
+    return float(np.mean(apart)), float(gap), float(np.exp(-state["encoder.logit_scale"].item()))
+
+
 @pytest.mark.parametrize("shuffled, verdict", [
     (False, "helps"), pytest.param(True, "cannot be told", marks=pytest.mark.slow)
 ])  # fmt: skip
@@ -168,6 +185,10 @@ def test_a_planted_gain_of_two_towers_is_found_and_shuffled_captions_help_nothin
         assert [kind["kind"] for kind in why["kinds"]] == ["m2-Mix", "V-Mix", "L-Mix", "VL-Mix"]
         if name == "useless":
             assert why["temperature"]["mean"] == pytest.approx(0.1, abs=1e-4)  # where the recipe has it
+    alignment, gap, temperature = by_hand(out / "runs" / "useful-seed1" / "best.ckpt", shuffled)
+    reasons = json.loads((out / "runs" / "useful-seed1" / "reasons.json").read_text())
+    found = [reasons[name] for name in ("alignment", "modality gap", "temperature")]
+    assert found == pytest.approx([alignment, gap, temperature], rel=1e-4)
     if not shuffled:  # what training does to pairs that belong together
         assert answer["criteria"]["useful"]["why"]["alignment"]["mean"] < (
             answer["criteria"]["useless"]["why"]["alignment"]["mean"] - 0.3
@@ -218,6 +239,8 @@ def test_a_step_is_timed(whole):
     ({"criteria": ["supcon", "clip"]}, (), "Got 'clip', which is of ImageText; take one of"),
     ({"criteria": ["clip", "clip + m3", "supcon"], "recipe": towers()}, (),
      "which is of MetricLearning and Regression"),
+    ({"criteria": ["clip", "siglip"], "recipe": towers()}, ("--metric=image to text R@2",),
+     "Got image to text R@2; there are R@1, R@5, R@10, image to text R@1, "),
     ({"criteria": "all"}, (), "`criteria` must be a list, or auto. Got all."),
     ({"recipe": {}}, (), "A study needs a recipe."),
     ({"seeds": 0}, (), "--seeds must be at least 1. Got 0."),

@@ -108,6 +108,19 @@ def test_geodesic_mixup_keeps_its_terms_in_a_stack(terms: dict, bottom, inside: 
     equal(value, alone(*call) + negatives(*call) - loss(*call), raw)
 
 
+@pytest.mark.parametrize("loss", [ClipLoss(), SigLipLoss(), ClipLoss(label_smoothing=0.1)], ids=["one", "sigmoid", "2"])
+def test_one_weight_multiplies_all_terms(loss) -> None:
+    image, text = torch.nn.functional.normalize(torch.randn(2, 9, 6, generator=seeded(), dtype=torch.float64), dim=-1)
+    scale, bias = torch.tensor(10.0, dtype=torch.float64), torch.tensor(-5.0, dtype=torch.float64)
+
+    def total(criterion) -> float:
+        torch.manual_seed(0)
+        return criterion(image, text, scale, bias).item()
+
+    plainly, once, times = (total(c) for c in (loss, GeodesicMixup(loss), GeodesicMixup(loss, weight=3.5)))
+    assert once > plainly and times - plainly == pytest.approx(3.5 * (once - plainly))
+
+
 def test_mochi_and_supremix() -> None:
     z = embeddings(len(AGES))
     for stack in (MoCHi(SupReMix(SupConLoss()), **FEW), SupReMix(MoCHi(SupConLoss(), **FEW))):

@@ -140,6 +140,32 @@ def test_both_passes_draw_the_same_and_count_once(autocast: bool) -> None:
         assert torch.equal(one, two)
 
 
+def test_the_backward_pass_repeats_and_has_a_derivative() -> None:
+    grads = []
+    for size in (None, 5):
+        torch.manual_seed(0)
+        net, x = network(), torch.randn(14, WIDTH, requires_grad=True)
+        loss = in_chunks(net, x, size, net).square().sum()
+        loss.backward(retain_graph=True)
+        loss.backward(retain_graph=True)
+        (of_x,) = torch.autograd.grad(loss, x, create_graph=True)
+        of_x.square().sum().backward()
+        grads.append([x.grad, *(p.grad for p in net.parameters())])
+    for one, two in zip(*grads, strict=True):
+        torch.testing.assert_close(two, one)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler's, of what it goes on with
+def test_a_compiled_step_has_the_gradients_of_one_that_is_not() -> None:
+    net, x = network(), torch.randn(14, WIDTH)
+    net(x).square().sum().backward()
+    wanted = [p.grad for p in net.parameters()]
+    net.zero_grad()
+    torch.compile(lambda x: in_chunks(net, x, 5, net).square().sum(), backend="eager")(x).backward()
+    for parameter, grad in zip(net.parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, grad)
+
+
 def test_chunks_are_as_equal_as_can_be() -> None:
     sizes: list[int] = []
     in_chunks(lambda x: (sizes.append(len(x)), x)[1], torch.randn(11, 2), 5, nn.Identity())

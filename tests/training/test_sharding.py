@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from mixcontrast import InfoNCE, KeyQueue, MultiSimilarityLoss, ProxyAnchorLoss
 from mixcontrast.data import ClassData, ViewsData
-from mixcontrast.training import MetricLearning, SelfSupervised
+from mixcontrast.training import MetricLearning, SelfSupervised, Shards
 from mixcontrast.training.safety import quieten
 from tests.fitting import WIDTH, Vectors
 
@@ -97,6 +97,17 @@ def test_two_processes_with_shards_train_as_one(tmp_path: Path) -> None:
             for key, tensor in wanted.items():
                 where = f"{name}, {key}: "
                 torch.testing.assert_close(found[key], tensor, msg=lambda m, where=where: where + m)
+
+
+def test_a_checkpoint_of_other_groups_is_refused_in_one_line() -> None:
+    first, second = (nn.Parameter(torch.ones(2)) for _ in range(2))
+    written = torch.optim.SGD([first, second], lr=0.1).state_dict()
+    strategy = Shards()
+    strategy.optimizers = [torch.optim.SGD([{"params": [first]}, {"params": [second]}], lr=0.1)]
+    seen = r"Got groups of \[2\] parameters in the checkpoint, and \[1, 1\]; go on"
+    with pytest.raises(ValueError, match=seen) as told:
+        strategy.load_optimizer_state_dict({"optimizer_states": [written]})
+    assert "\n" not in str(told.value)
 
 
 def test_flat_shards_are_refused_in_one_line() -> None:
