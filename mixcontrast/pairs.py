@@ -79,9 +79,10 @@ class Pairs:
             temperature; a number or a 0-dimensional tensor.
         logit_bias: SigLIP's bias, added to the scaled similarity.
         tile: which rows these are, where they are some of a larger table's.
-        paired: each row has a positive, which it was paired with (another view, a text), so that no cell need be read
-            to know it. Who takes positives away (other targets, weights of 0) sets it to False.
-        unit: the anchors were divided by their length, so that each is 1 with itself, and no gradient changes that.
+        paired: target and weight of a block in which each row has a positive, as it was paired with one (another view,
+            a text): so long as a block has these very cells, none need be read to know it.
+        unit: the anchors, where they (and the candidates) were divided by their length: so long as they are these, each
+            that is not 0 is 1 with itself, and no gradient changes that.
     """
 
     anchors: Tensor
@@ -91,8 +92,8 @@ class Pairs:
     logit_scale: Tensor | float | None = None
     logit_bias: Tensor | float | None = None
     tile: Tile | None = None
-    paired: bool = False
-    unit: bool = False
+    paired: tuple[Cells, Cells] | None = None
+    unit: Tensor | None = None
 
     @property
     def every_anchor(self) -> Tensor:
@@ -170,6 +171,8 @@ class Pairs:
         exchanged = Block(block.similarity.mT, target, weight, self.anchors)
         return changed(
             self,
+            paired=(target, weight) if self._is_paired(block) else None,
+            unit=block.candidates if self.anchors_are_unit else None,
             anchors=block.candidates,
             blocks=(exchanged,),
             anchor_labels=self.candidate_labels,
@@ -177,10 +180,23 @@ class Pairs:
         )
 
     @property
+    def anchors_are_unit(self) -> bool:
+        """Whether it is known that they were divided by their length."""
+        return self.unit is self.anchors
+
+    @property
     def every_row_has_positive(self) -> bool:
         """Whether that is known without reading a cell: the rows are paired, or a block is positive throughout."""
+        if any(self._is_paired(block) for block in self.blocks):
+            return True
         numbers = (b for b in self.blocks if not isinstance(b.target, Tensor) and not isinstance(b.weight, Tensor))
-        return self.paired or any(b.positive > 0 and b.similarity.shape[1] > 0 for b in numbers)
+        return any(b.positive > 0 and b.similarity.shape[1] > 0 for b in numbers)
+
+    def _is_paired(self, block: Block) -> bool:
+        if self.paired is None:
+            return False
+        both = zip(self.paired, (block.target, block.weight), strict=True)
+        return all(x is y if isinstance(x, Tensor) or isinstance(y, Tensor) else x == y for x, y in both)
 
     def has_positive(self) -> Tensor:
         """(A,) bool: whether the row has any positive; rows without are left out of a loss's mean."""
@@ -215,16 +231,17 @@ class Pairs:
         """
         anchors = plan.anchors if rows is None else plan.anchors[rows]
         labels = plan.anchor_labels
+        blocks = tuple(_block(columns, anchors, rows, blank) for columns in plan.columns)
         return Pairs(
             anchors,
-            tuple(_block(columns, anchors, rows, blank) for columns in plan.columns),
+            blocks,
             labels if rows is None or labels is None else labels[rows],
             plan.candidate_labels,
             plan.logit_scale,
             plan.logit_bias,
             None if rows is None else Tile(rows, plan.anchors),
-            plan.paired,
-            plan.unit,
+            (blocks[0].target, blocks[0].weight) if plan.paired else None,
+            anchors if plan.unit else None,
         )
 
     @staticmethod

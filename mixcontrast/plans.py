@@ -57,8 +57,8 @@ class Plan:
         logit_scale: likewise.
         logit_bias: likewise.
         back_of: the plan whose first columns these are, transposed.
-        paired: as Pairs'.
-        unit: likewise; so are the candidates.
+        paired: whether each row has a positive in the first columns, which it was paired with.
+        unit: whether anchors and candidates were divided by their length.
     """
 
     anchors: Tensor

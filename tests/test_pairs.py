@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from mixcontrast import Block, KeyQueue, MultiSimilarityLoss, Pairs, ProxyNCALoss, SupConLoss
+from mixcontrast import (
+    Block,
+    InfoNCE,
+    KeyQueue,
+    MultiSimilarityLoss,
+    Pairs,
+    ProxyNCALoss,
+    SupConLoss,
+    TripletLoss,
+)
+from mixcontrast.mixers.base import self_similarity
 from mixcontrast.similarity import unit
 
 A, D = 6, 4
@@ -405,6 +417,32 @@ def test_rows_that_are_paired_are_known_to_have_a_positive() -> None:
     assert not any(pairs.every_row_has_positive for pairs in unknown)
 
 
+@pytest.mark.parametrize("loss", [InfoNCE(), SupConLoss(), MultiSimilarityLoss(), TripletLoss()], ids=str)
+def test_what_was_known_of_a_table_is_forgotten_with_its_cells(loss) -> None:
+    """Rows that somebody masks by hand are left out, whatever was known of the table that it was made of."""
+    pairs = Pairs.from_views(*torch.randn(2, 6, 4).unbind())
+    (block,) = pairs.blocks
+    weight = block.weight.clone()
+    weight[[0, 6]] = False  # a pair that pads the batch
+    masked = replace(pairs, blocks=(replace(block, weight=weight),))
+    alone = Pairs(pairs.anchors, masked.blocks)
+    assert not masked.every_row_has_positive and masked.has_positive().tolist() == [i % 6 > 0 for i in range(12)]
+    torch.testing.assert_close(loss.reduce(masked), loss.reduce(alone))
+    assert replace(pairs, blocks=(replace(block, similarity=block.similarity * 2),)).every_row_has_positive
+    there, back = Pairs.from_towers(*torch.randn(2, 6, 4).unbind())
+    for table in (there, back, there.transpose()):
+        (block,) = table.blocks
+        assert table.every_row_has_positive
+        assert not replace(table, blocks=(replace(block, weight=0.0),)).every_row_has_positive
+
+
+def test_anchors_that_were_exchanged_are_not_taken_for_unit_rows() -> None:
+    pairs = Pairs.from_labels(torch.randn(6, 4), torch.tensor([0, 0, 1, 1, 2, 2]))
+    assert self_similarity(pairs, True).tolist() == [[1.0]] * 6
+    longer = replace(pairs, anchors=2 * pairs.anchors)
+    torch.testing.assert_close(self_similarity(longer, True), torch.full((6, 1), 4.0))
+
+
 def test_a_block_that_is_positive_throughout_is_known_but_without_columns_it_is_none() -> None:
     x = torch.randn(3, 4)
     maybe, sure = Block(torch.zeros(3, 2), torch.zeros(3, 2), 1.0), Block(torch.zeros(3, 1), 0.5, 2.0)
@@ -437,7 +475,7 @@ def test_what_is_said_to_be_of_unit_length_is() -> None:
     ]  # fmt: skip
     known += [known[4].transpose(), Pairs.of(ProxyNCALoss(3, 4).plans(x, labels)[0])]
     for pairs in known:
-        assert pairs.unit
+        assert pairs.anchors_are_unit
         torch.testing.assert_close(pairs.anchors.norm(dim=1), torch.ones(len(pairs.anchors)))
     unknown = [Pairs.from_values(x, labels.float(), normalize=False), *Pairs.from_towers(x, y, 2.0)]
-    assert not any(pairs.unit for pairs in unknown)
+    assert not any(pairs.anchors_are_unit for pairs in unknown)

@@ -208,7 +208,7 @@ class LiftedStructureLoss(Loss):
         else:
             pull = log_sum_exp(near, near_weight, -1.0) + self.positive_margin
             push = log_sum_exp(far, far_weight, 1.0) - self.negative_margin
-        usable = torch.isfinite(pull) & torch.isfinite(push)
+        usable = (pull != -torch.inf) & (push != -torch.inf)  # NaN is no empty sum: it must be seen
         return F.relu(torch.where(usable, pull, 0.0) + torch.where(usable, push, 0.0)).where(usable, 0.0)
 
 
@@ -247,7 +247,7 @@ def nca_rows(pairs: Pairs, temperature: float, positives_in_denominator: bool) -
         every = log_sum_exp([b.similarity for b in pairs], [b.weight for b in pairs], scale)
     else:
         every = log_sum_exp(*negatives(pairs), scale)
-    usable = torch.isfinite(near) & torch.isfinite(every)
+    usable = (near != -torch.inf) & (every != -torch.inf)  # NaN is no empty sum: it must be seen
     return torch.where(usable, every, 0.0) - torch.where(usable, near, 0.0)
 
 

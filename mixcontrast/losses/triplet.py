@@ -91,6 +91,8 @@ class TripletLoss(Loss):
         number = (end - violated).clamp(min=0)
         total = running.gather(1, end) - running.gather(1, violated) + number * (self.margin - similarity)
         total = torch.where(positive & (number > 0), total, 0.0).sum(dim=1)
+        read = torch.where(positive | negative, similarity.detach(), 0.0)
+        total = total + 0 * read.sum(dim=1)  # NaN, which sorting and searching pass over, must be seen
         if self.semi_hard or self.only_violated:
             triplets = torch.where(positive, number, 0).sum(dim=1)
         else:

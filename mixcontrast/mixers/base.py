@@ -185,7 +185,7 @@ def self_similarity(pairs: Pairs, detach: bool) -> Tensor:
     That lies along the anchor, so what divided the anchor by its length stops it: then the product is 1, without.
     """
     anchors = pairs.anchors
-    if pairs.unit:
+    if pairs.anchors_are_unit:
         return anchors.new_ones(1, 1).expand(len(anchors), 1)
     return (anchors * (anchors.detach() if detach else anchors)).sum(dim=1, keepdim=True)
 

@@ -174,7 +174,7 @@ class DeepMetrix(nn.Module):
         rows, columns, target, weight = self._cells(pairs, candidates, labels, mixed, draw)
         block = Block(similarity_table(rows, columns), target, weight, columns)
         labels_that_stay = _labels_that_stay(pairs, candidates, rows, columns)
-        return changed(pairs, anchors=rows, blocks=(block,), paired=False, **labels_that_stay)
+        return changed(pairs, anchors=rows, blocks=(block,), **labels_that_stay)
 
     def plan(self, plan: Plan, labels: Tensor, mixed: Tensor, draw: DeepDraw) -> Plan:
         """The same before its cells are made; `plan` is that of the batch's table."""

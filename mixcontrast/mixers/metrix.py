@@ -209,7 +209,7 @@ class Metrix(Mixer):
         block = only_real_block("Metrix", pairs)
         table = source(pairs, block, self.detach)
         blocks = tuple(self._mixtures(pairs, block, table, parents) for parents in draw)
-        return changed(pairs, blocks=blocks, paired=False)
+        return changed(pairs, blocks=blocks)
 
     def _mixtures(self, pairs: Pairs, block: Block, table: Tensor, parents: Parents) -> Block:
         if parents.right is not None:

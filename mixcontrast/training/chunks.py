@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 
+@torch.compiler.disable(recursive=False)  # a graph has no context_fn; `embed` is compiled
 def in_chunks(embed: Callable[[Tensor], Tensor], inputs: Tensor, chunk_size: int | None, network: nn.Module) -> Tensor:
     """`embed(inputs)`, by chunks that are computed again, one after the other, when their gradient is known.
 

@@ -73,8 +73,12 @@ def with_schedule(
         )
     if module.trainer.max_epochs and module.trainer.max_epochs > 0:
         warmup = round(warmup_epochs * steps / module.trainer.max_epochs)
+    elif warmup_epochs:
+        module.trainer.fit_loop.setup_data()  # else there is no number of batches yet
+        batches = module.trainer.num_training_batches / module.trainer.accumulate_grad_batches
+        warmup = round(min(warmup_epochs * batches, steps))
     else:
-        warmup = round(warmup_epochs * module.trainer.num_training_batches / module.trainer.accumulate_grad_batches)
+        warmup = 0
     if warmup >= steps and warmup_epochs:
         raise ValueError(
             f"A warm-up must be shorter than the run. Got {warmup_epochs:g} epochs, {warmup} of {steps:.0f} steps; "

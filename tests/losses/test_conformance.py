@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -553,3 +555,16 @@ def test_clip_losses_can_answer_in_a_dictionary_as_open_clip_does():
     features = torch.nn.functional.normalize(torch.randn(4, DIM))
     loss = ClipLoss()(features, features, 10.0)
     assert ClipLoss()(features, features, 10.0, output_dict=True) == {"contrastive_loss": loss}
+
+
+@pytest.mark.parametrize("of", ["one", "all"])
+@every
+def test_embeddings_without_a_number_are_seen_where_none_is_read(case, of, monkeypatch) -> None:
+    """As on a GPU: where the inputs are not looked at, the loss tells."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("mixcontrast.") and hasattr(module, "reads_values"):
+            monkeypatch.setattr(module, "reads_values", lambda tensor: False)
+    first, *others = case.inputs(torch.float64)
+    first = first.detach().clone()
+    first[1 if of == "one" else slice(None)] = torch.nan
+    assert case.make().double()(first, *others).isnan()

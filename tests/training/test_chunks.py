@@ -155,6 +155,17 @@ def test_the_backward_pass_repeats_and_has_a_derivative() -> None:
         torch.testing.assert_close(two, one)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler's, of what it goes on with
+def test_a_compiled_step_has_the_gradients_of_one_that_is_not() -> None:
+    net, x = network(), torch.randn(14, WIDTH)
+    net(x).square().sum().backward()
+    wanted = [p.grad for p in net.parameters()]
+    net.zero_grad()
+    torch.compile(lambda x: in_chunks(net, x, 5, net).square().sum(), backend="eager")(x).backward()
+    for parameter, grad in zip(net.parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, grad)
+
+
 def test_chunks_are_as_equal_as_can_be() -> None:
     sizes: list[int] = []
     in_chunks(lambda x: (sizes.append(len(x)), x)[1], torch.randn(11, 2), 5, nn.Identity())
