@@ -94,9 +94,15 @@ def compare(similarities: list[Tensor], weights: list, marks: list, scale: Tenso
     close(*found, dtype)
 
 
-@each_dtype
-@pytest.mark.parametrize("weighing", CELLS)
-@pytest.mark.parametrize("turned", [False, True], ids=["rows", "turned"])
+FEW = [("bool", True, torch.float64), ("float", True, torch.float64), ("turned", True, torch.float32),
+       ("number", False, torch.float32), ("float-column", False, torch.float32)]  # fmt: skip
+EACH = [(weighing, turned, dtype) for weighing in CELLS for turned in (False, True) for dtype in TOLERANCE]
+
+
+@pytest.mark.parametrize("weighing, turned, dtype", [
+    pytest.param(*each, marks=[] if each in FEW or each[1:] == (False, torch.float64) else pytest.mark.slow)
+    for each in EACH
+])  # fmt: skip
 def test_log_sum_exp_of_any_weights(weighing: str, turned: bool, dtype: torch.dtype, used) -> None:
     marking = list(CELLS)[(list(CELLS).index(weighing) + 3) % len(CELLS)]
     edges = EDGES if weighing in ("bool", "float-column") else []

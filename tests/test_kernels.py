@@ -16,11 +16,13 @@ from mixcontrast import kernels
 from tests.accelerator import PretendedGPU
 
 
-def test_kernels_equal_plain_code_in_the_interpreter() -> None:
+@pytest.mark.parametrize("marked", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_kernels_equal_plain_code_in_the_interpreter(marked: str) -> None:
     if find_spec("triton") is None:
         pytest.skip("Triton is not here; it comes with torch for Linux")
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/kernels_interpreted.py"],
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", marked,
+         "tests/kernels_interpreted.py"],
         env=os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
         cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300,
     )  # fmt: skip

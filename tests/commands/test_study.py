@@ -135,7 +135,9 @@ def test_processes_of_one_command_give_the_same_answer(whole, tmp_path):
     assert answered(tmp_path / "out") == whole[1]
 
 
-@pytest.mark.parametrize("shuffled, verdict", [(False, "helps"), (True, "cannot be told")])
+@pytest.mark.parametrize("shuffled, verdict", [
+    (False, "helps"), pytest.param(True, "cannot be told", marks=pytest.mark.slow)
+])  # fmt: skip
 def test_a_planted_gain_is_found_and_shuffled_labels_help_nothing(shuffled, verdict, tmp_path):
     answer = study(config(tmp_path / "study.yaml", recipe=recipe(shuffled=shuffled)), tmp_path / "out")
     (found,) = answer["differences"]
@@ -158,9 +160,8 @@ def by_hand(checkpoint: Path, shuffled: bool) -> tuple[float, float, float]:
     return float(np.mean(apart)), float(gap), float(np.exp(-state["encoder.logit_scale"].item()))
 
 
-@pytest.mark.parametrize("shuffled, verdict", [
-    (False, "helps"), pytest.param(True, "cannot be told", marks=pytest.mark.slow)
-])  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize("shuffled, verdict", [(False, "helps"), (True, "cannot be told")])
 def test_a_planted_gain_of_two_towers_is_found_and_shuffled_captions_help_nothing(shuffled, verdict, tmp_path):
     criteria = [
         {"name": name, "criterion": of("mixcontrast.GeodesicMixup", loss=of("mixcontrast.ClipLoss")),
