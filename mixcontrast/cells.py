@@ -202,6 +202,18 @@ def complement(cells: Cells) -> Cells:
     return 1 - cells
 
 
+def of_what_is_read(
+    of_every: Tensor | None, of_near: Tensor | None, marks: list[Cells]
+) -> tuple[Tensor, Tensor, list[Cells]]:
+    """Gradients of row sums and of marked totals, of which one may be missing, and the marks that are to be read.
+
+    Marked totals that nobody reads need no marks, and no zeros in place of their gradient.
+    """
+    if of_near is None:
+        return of_every, of_every, [0.0] * len(marks)
+    return torch.zeros_like(of_near) if of_every is None else of_every, of_near, marks
+
+
 def dense(cells: Cells, like: Tensor) -> Tensor:
     """(A, C) of the dtype of `like`, expanded."""
     if isinstance(cells, Tensor):

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mixcontrast.cells import Cells
+from mixcontrast.cells import Cells, of_what_is_read
 from mixcontrast.kernels.gathers import on
 
 _CELLS = 1024  # of a block: eight for each of a program's 128 threads
@@ -54,10 +54,7 @@ class FusedLogSumExp(torch.autograd.Function):
         scale, every, *similarities = ctx.saved_tensors
         if of_every is None and of_near is None:
             return (None,) * len(ctx.needs_input_grad)
-        marks = ctx.marks
-        if of_near is None:  # nobody reads the marked totals
-            of_near, marks = of_every, [0.0] * len(marks)
-        of_every = torch.zeros_like(of_near) if of_every is None else of_every
+        of_every, of_near, marks = of_what_is_read(of_every, of_near, ctx.marks)
         of_scale = torch.zeros_like(scale) if ctx.needs_input_grad[0] else None
         of_blocks: list[Tensor | None] = []
         for place, (similarity, weight, mark) in enumerate(zip(similarities, ctx.weights, marks, strict=True)):

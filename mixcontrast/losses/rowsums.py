@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mixcontrast import kernels
-from mixcontrast.cells import Cells, product
+from mixcontrast.cells import Cells, of_what_is_read, product
 
 _LEAST = 1e-30  # of what an average is divided by: its inverse is finite, so that times a weight of 0 it is 0
 _CHUNK = 1 << 18  # cells of a CPU's pass over a large block: one megabyte of float32 stays in its cache
@@ -133,10 +133,7 @@ class _LogSumExp(torch.autograd.Function):
         scale, every, *similarities = ctx.saved_tensors
         if of_every is None and of_near is None:
             return (None,) * len(ctx.needs_input_grad)
-        marks = ctx.marks
-        if of_near is None:  # nobody reads the marked totals
-            of_near, marks = of_every, [0.0] * len(marks)
-        of_every = torch.zeros_like(of_near) if of_every is None else of_every
+        of_every, of_near, marks = of_what_is_read(of_every, of_near, ctx.marks)
         every = torch.where(every == -torch.inf, 0.0, every)[:, None]
         of_every, of_near = of_every[:, None], of_near[:, None]
         of_scale = torch.zeros_like(scale) if ctx.needs_input_grad[0] else None
