@@ -360,8 +360,7 @@ def test_half_inputs_are_read_as_float32(name: str) -> None:
 
 
 COMPILED = {  # whether detached, and a case of it
-    (True, "mochi-queue"), (False, "mochi-labels"), (True, "synco-queue"),
-    (True, "metrix-all-kinds"),
+    (True, "mochi-queue"), (False, "mochi-labels"), (True, "synco-queue"), (True, "metrix-all-kinds"),
     (True, "supremix"),
 }  # fmt: skip
 
